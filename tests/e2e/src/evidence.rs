@@ -1,0 +1,26 @@
+//! What a failed test leaves behind: objects, events and logs of its namespace, in `target/e2e/NAMESPACE/`.
+
+use crate::{Ctx, ctl::kubectl_output};
+
+/// Writes the state of the test's namespace to its directory; never fails, for it runs when something else already has.
+pub async fn dump(ctx: &Ctx) {
+    let _ = std::fs::create_dir_all(&ctx.dir);
+    let kinds = "postgresqls,postgresqlrecords,statefulsets,pods,pvc,services,endpointslices,configmaps,poddisruptionbudgets";
+    let ns = ctx.ns.as_str();
+    save(ctx, "objects.yaml", &["-n", ns, "get", kinds, "-o", "yaml"]).await;
+    save(ctx, "events.txt", &["-n", ns, "get", "events", "--sort-by=.lastTimestamp"]).await;
+    save(ctx, "pods.txt", &["-n", ns, "describe", "pods"]).await;
+    let controller = ["-n", "pgwarden-system", "logs", "-l", "app.kubernetes.io/name=pgwarden", "--tail=400", "--prefix"];
+    save(ctx, "controller.log", &controller).await;
+    let Ok(list) = kubectl_output(&["-n", ns, "get", "pods", "-o", "name"]).await else { return };
+    for pod in String::from_utf8_lossy(&list.stdout).lines() {
+        let file = format!("{}.log", pod.trim_start_matches("pod/"));
+        save(ctx, &file, &["-n", ns, "logs", pod, "--all-containers", "--prefix", "--tail=600"]).await;
+    }
+}
+
+async fn save(ctx: &Ctx, name: &str, args: &[&str]) {
+    if let Ok(out) = kubectl_output(args).await {
+        let _ = std::fs::write(ctx.dir.join(name), [out.stdout, out.stderr].concat());
+    }
+}
