@@ -1,0 +1,1 @@
+//! The record: one small object, changed by compare-and-swap alone.
