@@ -53,7 +53,7 @@ where
     F: FnOnce(Ctx) -> Fut,
     Fut: Future<Output = Result>,
 {
-    let ctx = Ctx::new(name).await.expect("a namespace for the test");
+    let ctx = Ctx::create(name).await.expect("a namespace for the test");
     // A panic in the body must not leave the namespace behind.
     let outcome = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(body(ctx.clone()))).await;
     let failed = !matches!(outcome, Ok(Ok(())));
@@ -80,7 +80,8 @@ pub async fn client() -> Result<Client> {
 }
 
 impl Ctx {
-    async fn new(name: &str) -> Result<Self> {
+    /// Makes a namespace; [`Ctx::remove`] removes it.
+    pub async fn create(name: &str) -> Result<Self> {
         let client = client().await?;
         // The process id keeps a repeated run apart from what a killed one left behind.
         let ns = format!("{}-{}", name.replace('_', "-"), std::process::id());
@@ -98,7 +99,8 @@ impl Ctx {
         Ok(Self { client, ns, dir })
     }
 
-    async fn remove(&self) -> Result {
+    /// Removes the namespace, its clusters and their data.
+    pub async fn remove(&self) -> Result {
         // Clusters first, with their data: a namespace's deletion would take the objects that their own deletion needs.
         let clusters: Api<PostgreSQL> = self.api();
         for c in clusters.list(&ListParams::default()).await?.items {
