@@ -55,6 +55,13 @@ pub fn hash<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     format!("{h:016x}")
 }
 
+/// Hash of a role's certificate, as `InstanceStatus.certificates` reports what is in use: over `tls.crt` and `ca.crt` of its Secret. The
+/// key stays out: the certificate names its public half.
+#[must_use]
+pub fn certificate_hash(tls_crt: &str, ca_crt: &str) -> String {
+    hash([("tls.crt", tls_crt), ("ca.crt", ca_crt)])
+}
+
 /// Parameters that the operator owns: refused in `spec.parameters`, with the reason a user is told.
 pub const OWNED_PARAMETERS: &[(&str, &str)] = &[
     ("allow_alter_system", "the operator owns postgresql.auto.conf"),
