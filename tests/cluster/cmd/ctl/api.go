@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+)
+
+// api is as much of a Kubernetes client as ctl needs. A real one would make ctl slow to build, and it is built first.
+type api struct {
+	base   string
+	client *http.Client
+}
+
+func (c *Cluster) api() (*api, error) {
+	pair, err := tls.LoadX509KeyPair(c.state("pki/admin.crt"), c.state("pki/admin.key"))
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(c.state("pki/ca.crt"))
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots}}
+	return &api{fmt.Sprintf("https://127.0.0.1:%d", c.apiPort()), &http.Client{Transport: transport, Timeout: 5 * time.Second}}, nil
+}
+
+func (a *api) do(method, path string, body []byte, into any) (int, error) {
+	request, err := http.NewRequest(method, a.base+path, bytes.NewReader(body))
+	if err != nil {
+		return 0, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := a.client.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	if err != nil {
+		return response.StatusCode, err
+	}
+	if response.StatusCode >= 300 {
+		return response.StatusCode, fmt.Errorf("%s %s: %s: %s", method, path, response.Status, bytes.TrimSpace(data))
+	}
+	if into != nil {
+		err = json.Unmarshal(data, into)
+	}
+	return response.StatusCode, err
+}
+
+func (a *api) ready() bool {
+	_, err := a.do("GET", "/readyz", nil, nil)
+	return err == nil
+}
+
+// create makes an object unless it is there.
+func (a *api) create(path, object string) error {
+	status, err := a.do("POST", path, []byte(object), nil)
+	if status == http.StatusConflict {
+		return nil
+	}
+	return err
+}
+
+// nodesReady says of each node whether it is Ready.
+func (a *api) nodesReady() (map[string]bool, error) {
+	var list struct {
+		Items []struct {
+			Metadata struct{ Name string }
+			Status   struct {
+				Conditions []struct{ Type, Status string }
+			}
+		}
+	}
+	if _, err := a.do("GET", "/api/v1/nodes", nil, &list); err != nil {
+		return nil, err
+	}
+	ready := map[string]bool{}
+	for _, node := range list.Items {
+		ready[node.Metadata.Name] = false
+		for _, condition := range node.Status.Conditions {
+			if condition.Type == "Ready" && condition.Status == "True" {
+				ready[node.Metadata.Name] = true
+			}
+		}
+	}
+	return ready, nil
+}
