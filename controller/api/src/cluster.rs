@@ -1,16 +1,33 @@
-//! The `PostgreSQL` kind.
+//! The `PostgreSQL` kind: what a user writes. Rules that a schema can't say are in [`rules`], the operator's answer in
+//! [`PostgreSQLStatus`].
+//!
+//! The documentation comments of the fields become the descriptions in the CRD (`kubectl explain pg.spec`).
+
+#![expect(unreachable_pub, reason = "the derived schema repeats its struct, as public as it is, inside a function")]
+
+mod parts;
+mod rules;
+mod schema;
+mod status;
+mod version;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::core::v1::{Affinity, LocalObjectReference, ResourceRequirements, Toleration},
-    apimachinery::pkg::apis::meta::v1::Condition,
-};
+use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, ResourceRequirements, Toleration};
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A replicated PostgreSQL cluster.
+pub use self::{
+    parts::{
+        AgentTemplate, Backup, DeletionPolicy, Durability, DurabilityMode, FailoverProfile, Initdb,
+        LocaleProvider, ServiceAccountTemplate, ServiceTemplate, ServiceType,
+    },
+    rules::{MINIMUM_AGENT_MEMORY, MINIMUM_MEMORY, MINIMUM_STORAGE},
+    status::{Member, PostgreSQLStatus, condition},
+    version::{UnknownVersion, Version},
+};
+
+/// What the user wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "database.example.com",
@@ -21,8 +38,12 @@ use serde::{Deserialize, Serialize};
     shortname = "pg",
     namespaced,
     status = "PostgreSQLStatus",
+    doc = "A replicated PostgreSQL cluster: a primary, its replicas, and the Services that lead to them.",
     derive = "Default",
     derive = "PartialEq",
+    validation = rules::name_length(),
+    validation = rules::name_syntax(),
+    validation = rules::version_downgrade(),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -35,64 +56,115 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Last backup","type":"date","jsonPath":".status.lastBackupTime"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
+#[x_kube(
+    validation = rules::storage_class_immutable(),
+    validation = rules::initdb_immutable(),
+    validation = rules::locale_provider_version(),
+    validation = rules::strict_needs_a_replica(),
+    validation = rules::synchronous_replicas_exist(),
+    validation = rules::synchronous_commit()
+)]
 #[serde(rename_all = "camelCase")]
 pub struct PostgreSQLSpec {
-    /// Major version of PostgreSQL, "11" to "18".
-    pub version: String,
-    /// Number of instances, 1 to 9: one primary, the others are replicas.
+    /// Major version of PostgreSQL, "11" to "18", as a string. A higher one is an upgrade; a lower one is refused, unless it is
+    /// `status.rollbackVersion`. Versions below 13 are accepted but not run yet: condition `VersionNotYetSupported`.
+    pub version: Version,
+    /// Number of instances, 1 to 9: one primary, the others are replicas. 3 by default. With 1 there is no failover.
     #[serde(default = "default_replicas")]
+    #[schemars(range(min = 1, max = 9))]
     pub replicas: i32,
-    /// Size of each instance's volume, a Kubernetes quantity such as 100Gi. Can grow, not shrink.
+    /// Size of each instance's volume, a Kubernetes quantity such as 100Gi. It can grow, if the StorageClass allows it; it can't
+    /// shrink.
+    #[schemars(length(max = 32))]
+    #[x_kube(
+        validation = rules::storage_quantity(),
+        validation = rules::storage_minimum(),
+        validation = rules::storage_shrink()
+    )]
     pub storage: String,
-    /// StorageClass of the volumes; the cluster's default class if empty. Can't change.
+    /// StorageClass of the volumes. Left out, the Kubernetes cluster's default class. Can't change.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::object_name("storageClassName"))]
     pub storage_class_name: Option<String>,
-    /// CPU and memory of the Postgres container. PostgreSQL's memory settings follow the memory limit.
+    /// CPU and memory of the Postgres container. PostgreSQL's memory settings are derived from the memory limit; without one,
+    /// from the memory request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::resources")]
+    #[x_kube(
+        validation = rules::requests_within_limits("cpu"),
+        validation = rules::requests_within_limits("memory"),
+        validation = rules::memory_minimum(MINIMUM_MEMORY)
+    )]
     pub resources: Option<ResourceRequirements>,
-    /// Image with the PostgreSQL binaries; `postgres:VERSION` if empty.
+    /// Image with the PostgreSQL binaries of this major version on its PATH. Left out, `postgres:VERSION`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = rules::image())]
     pub image: Option<String>,
-    /// Settings of postgresql.conf, by name.
+    /// Settings of postgresql.conf, by name, values as strings: `work_mem: 64MB`. They replace the operator's defaults. Names
+    /// are written in lower case. What the operator sets itself is refused with the reason. A setting that needs a restart waits
+    /// for one: see `status.members[].pendingRestart`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::parameters")]
+    #[x_kube(
+        validation = rules::parameter_syntax(),
+        validation = rules::parameter_owned(),
+        validation = rules::parameter_preload(),
+        validation = rules::parameter_value(),
+        validation = rules::parameter_tls(),
+        validation = rules::parameter_senders()
+    )]
     pub parameters: BTreeMap<String, String>,
-    /// Libraries for shared_preload_libraries.
+    /// Libraries for shared_preload_libraries, in this order; they must be in the image. A change needs a restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::libraries")]
     pub shared_preload_libraries: Vec<String>,
-    /// Extra lines for pg_hba.conf, after the operator's own and before its last one.
+    /// Extra lines for pg_hba.conf, after the operator's own and before its last one, which admits every role over TLS with
+    /// SCRAM. Each is one line: TYPE DATABASE USER ADDRESS METHOD. The methods `trust`, `md5` and `password`, the replication
+    /// database and the operator's roles are refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::hba")]
     pub hba: Vec<String>,
     /// What a commit waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
-    /// Timing of failure detection.
+    /// Timing of failure detection: `balanced` for most clusters, `fast` for a quiet network and control plane, `tolerant` for
+    /// slow ones.
     #[serde(default)]
     pub failover: FailoverProfile,
-    /// Scheduled backups with pg_dump to S3.
+    /// Scheduled backups with pg_dump to S3. Left out, there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<Backup>,
-    /// What happens to the volumes when this object is deleted.
+    /// What happens to the data when this object is deleted. `Retain`: the volumes stay, with the record, the certificate
+    /// authority and the application Secret; the same manifest finds its data again. `Delete`: they go too.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
     /// How the data directory is made, once. Can't change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initdb: Option<Initdb>,
-    /// Nodes that the pods may run on, by label.
+    /// Labels of the nodes that the pods may run on.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::labels")]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints that the pods tolerate.
+    /// Taints that the pods tolerate, as in a Pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::tolerations")]
     pub tolerations: Vec<Toleration>,
-    /// Replaces the operator's own spread over nodes and zones.
+    /// Replaces the operator's own spread over nodes and zones; as in a Pod.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::affinity")]
     pub affinity: Option<Affinity>,
     /// PriorityClass of the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::object_name("priorityClassName"))]
     pub priority_class_name: Option<String>,
-    /// Secrets for pulling the images.
+    /// Secrets of this namespace for pulling the images, as in a Pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::pull_secrets")]
     pub image_pull_secrets: Vec<LocalObjectReference>,
-    /// The Services that applications connect to.
+    /// The Services that applications connect to: NAME (the primary) and NAME-ro (the replicas).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceTemplate>,
     /// The ServiceAccount of the pods.
@@ -103,195 +175,14 @@ pub struct PostgreSQLSpec {
     pub agent: Option<AgentTemplate>,
 }
 
+impl PostgreSQLSpec {
+    /// The durability in force: the user's, or the default (`preferred`, one acknowledgement).
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.durability.clone().unwrap_or_default()
+    }
+}
+
 const fn default_replicas() -> i32 {
     3
-}
-
-/// What a commit waits for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Durability {
-    /// `preferred`: a replica, while one is healthy. `strict`: always. `async`: none.
-    #[serde(default)]
-    pub mode: DurabilityMode,
-    /// Replicas that must have flushed a commit, at most replicas − 1.
-    #[serde(default = "one")]
-    pub synchronous_replicas: i32,
-    /// Bytes of WAL: a replica further behind is never promoted in `async`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub maximum_lag: Option<i64>,
-}
-
-const fn one() -> i32 {
-    1
-}
-
-/// See [`Durability::mode`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum DurabilityMode {
-    /// One acknowledgement while a replica is healthy; none when there is none.
-    #[default]
-    Preferred,
-    /// Writes wait until enough replicas have acknowledged.
-    Strict,
-    /// Commits do not wait for replicas.
-    Async,
-}
-
-/// Timing profile of the failover protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum FailoverProfile {
-    /// For most clusters.
-    #[default]
-    Balanced,
-    /// Shorter, for a quiet network and control plane.
-    Fast,
-    /// Longer, for slow networks.
-    Tolerant,
-}
-
-/// See [`PostgreSQLSpec::deletion_policy`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum DeletionPolicy {
-    /// The volumes stay, with the record, the certificate authority and the application Secret: the same manifest finds its data.
-    #[default]
-    Retain,
-    /// The volumes go too.
-    Delete,
-}
-
-/// Scheduled backups.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Backup {
-    /// When, in cron's five fields.
-    pub schedule: String,
-    /// Days that a backup is kept.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retention: Option<i32>,
-    /// Bucket.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub s3_bucket: Option<String>,
-}
-
-/// How the data directory is made.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Initdb {
-    /// Locale; C.UTF-8 if empty.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub locale: Option<String>,
-    /// Locale provider: `libc`, `icu` or `builtin`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub provider: Option<String>,
-    /// Encoding; UTF8 if empty.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub encoding: Option<String>,
-}
-
-/// The Services that applications connect to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ServiceTemplate {
-    /// `ClusterIP`, `LoadBalancer` or `NodePort`.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    pub type_: Option<String>,
-    /// Annotations, for example of a load balancer.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
-}
-
-/// The ServiceAccount of the pods.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ServiceAccountTemplate {
-    /// Annotations, for example of a cloud's workload identity.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
-}
-
-/// The agent sidecar.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct AgentTemplate {
-    /// CPU and memory.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub resources: Option<ResourceRequirements>,
-}
-
-/// What was observed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PostgreSQLStatus {
-    /// Generation of the spec that this status is about.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// One word: Creating, Running, Degraded, Blocked, Deleting, Paused.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub phase: String,
-    /// Pod that is primary.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub primary: Option<String>,
-    /// Ready of wanted instances, such as "3/3".
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub ready: String,
-    /// Ready instances.
-    pub ready_replicas: i32,
-    /// Instances that exist.
-    pub replicas: i32,
-    /// Label selector of the pods, for the scale subresource.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub selector: String,
-    /// Major version in use.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// Major version that `version` may go back to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rollback_version: Option<String>,
-    /// PostgreSQL's system identifier.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub system_identifier: Option<String>,
-    /// Identity of the cluster's data: names its backups' prefix.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cluster_id: Option<String>,
-    /// The instances.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub members: Vec<Member>,
-    /// When the last backup ended well.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_backup_time: Option<String>,
-    /// Conditions: Ready, Progressing, Degraded and more, with reasons.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<Condition>,
-}
-
-/// An instance, as its agent last reported it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Member {
-    /// Pod name.
-    pub name: String,
-    /// Node name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
-    /// `primary`, `replica` or `none`.
-    pub role: String,
-    /// State of the instance, see the agent's Status.
-    pub state: String,
-    /// Serves what its role promises.
-    pub ready: bool,
-    /// Timeline.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeline: Option<u32>,
-    /// Bytes of WAL behind the primary; missing when not known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lag_bytes: Option<i64>,
-    /// Settings that wait for a restart.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub pending_restart: Vec<String>,
-    /// Why it is not ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
 }

@@ -3,8 +3,10 @@
 
 pub mod cluster;
 pub mod config;
+pub mod crd;
 pub mod names;
 pub mod pod;
+pub mod quantity;
 pub mod record;
 
 pub use cluster::{PostgreSQL, PostgreSQLSpec, PostgreSQLStatus};
