@@ -15,11 +15,12 @@ struct Cli {
 /// A configuration whose every path lies under `dir`.
 pub(crate) fn config(dir: &Path) -> Config {
     let at = |name: &str| dir.join(name).into_os_string();
-    let mut args: Vec<std::ffi::OsString> = ["agent", "--cluster", "c", "--namespace", "n", "--pod", "c-17-0"]
-        .into_iter()
-        .chain(["--pod-uid", "u", "--node", "x", "--address", "127.0.0.1", "--version", "17"])
-        .map(Into::into)
-        .collect();
+    let mut args: Vec<std::ffi::OsString> =
+        ["agent", "--cluster", "c", "--namespace", "n", "--pod", "c-17-0"]
+            .into_iter()
+            .chain(["--pod-uid", "u", "--node", "x", "--address", "127.0.0.1", "--version", "17"])
+            .map(Into::into)
+            .collect();
     for (flag, path) in [
         ("--data-mount", at("volume")),
         ("--control-socket", at("control.sock")),
