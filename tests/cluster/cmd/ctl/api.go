@@ -71,25 +71,27 @@ func (a *api) create(path, object string) error {
 	return err
 }
 
-// nodesReady says of each node whether it is Ready.
-func (a *api) nodesReady() (map[string]bool, error) {
+// nodesReady says of each node that is Ready when it last said so.
+func (a *api) nodesReady() (map[string]time.Time, error) {
 	var list struct {
 		Items []struct {
 			Metadata struct{ Name string }
 			Status   struct {
-				Conditions []struct{ Type, Status string }
+				Conditions []struct {
+					Type, Status      string
+					LastHeartbeatTime time.Time
+				}
 			}
 		}
 	}
 	if _, err := a.do("GET", "/api/v1/nodes", nil, &list); err != nil {
 		return nil, err
 	}
-	ready := map[string]bool{}
+	ready := map[string]time.Time{}
 	for _, node := range list.Items {
-		ready[node.Metadata.Name] = false
 		for _, condition := range node.Status.Conditions {
 			if condition.Type == "Ready" && condition.Status == "True" {
-				ready[node.Metadata.Name] = true
+				ready[node.Metadata.Name] = condition.LastHeartbeatTime
 			}
 		}
 	}

@@ -251,7 +251,7 @@ func containerOf(first, pid int) string {
 }
 
 func status(c *Cluster, _ []string) error {
-	ready := map[string]bool{}
+	ready := map[string]time.Time{}
 	a, err := c.api()
 	if err == nil {
 		ready, err = a.nodesReady()
@@ -268,7 +268,7 @@ func status(c *Cluster, _ []string) error {
 			state = "frozen"
 		}
 		if h.Node > 0 {
-			if ready[h.Name] {
+			if _, is := ready[h.Name]; is {
 				state += ", Ready"
 			} else {
 				state += ", not Ready"

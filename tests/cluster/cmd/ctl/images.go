@@ -47,15 +47,17 @@ func buildPostgresImages() error {
 		}
 		rootfs := archive + ".rootfs.tar"
 		defer os.Remove(rootfs)
-		if err := run("mmdebstrap", "--quiet", "--variant=minbase",
-			"--include=locales,ca-certificates,postgresql-"+image.version,
-			"--essential-hook='"+sources("images/before-packages.sh")+`' "$1"`,
-			"--customize-hook='"+sources("images/after-packages.sh")+`' "$1"`,
-			"--dpkgopt=force-confold",
-			// A mirror may stand still for longer than a release file is good for.
-			`--aptopt=Acquire::Check-Valid-Until "false"`, "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-			"--dpkgopt=path-exclude=/usr/share/locale/*/LC_MESSAGES/*",
-			image.suite, rootfs); err != nil {
+		if err := inMemory(func(dir string) error {
+			return run("env", "TMPDIR="+dir, "mmdebstrap", "--quiet", "--variant=minbase",
+				"--include=locales,ca-certificates,postgresql-"+image.version,
+				"--essential-hook='"+sources("images/before-packages.sh")+`' "$1"`,
+				"--customize-hook='"+sources("images/after-packages.sh")+`' "$1"`,
+				"--dpkgopt=force-confold",
+				// A mirror may stand still for longer than a release file is good for.
+				`--aptopt=Acquire::Check-Valid-Until "false"`, "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+				"--dpkgopt=path-exclude=/usr/share/locale/*/LC_MESSAGES/*",
+				image.suite, rootfs)
+		}); err != nil {
 			return fmt.Errorf("image postgres:%s: %w", image.version, err)
 		}
 		config := fmt.Sprintf(`{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/%[1]s/bin",`+
@@ -73,8 +75,22 @@ func buildPostgresImages() error {
 	return nil
 }
 
+// inMemory lends a directory in memory: dpkg waits for the disk after every file, for a tree that is packed and thrown away.
+func inMemory(use func(dir string) error) error {
+	dir, err := os.MkdirTemp("", "pgwarden-memory")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dir)
+	if err := unix.Mount("pgwarden-image", dir, "tmpfs", 0, ""); err != nil {
+		return err
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	return use(dir)
+}
+
 func smallArchive(p Programs, name string) string {
-	return filepath.Join(filepath.Dir(p.Pause), name+".tar")
+	return filepath.Join(filepath.Dir(p.Pause), name+"-2.tar")
 }
 
 // buildSmallImages packs the pause program twice: as what holds pods, and as an image in which there is no Postgres.
@@ -96,7 +112,9 @@ func buildSmallImages() error {
 		if err := run("install", "-m", "755", p.Pause, filepath.Join(rootfs, "pause")); err != nil {
 			return err
 		}
-		if err := mkimage(archive, image, rootfs, `{"Entrypoint":["/pause"],"User":"65532:65532"}`); err != nil {
+		// The label keeps the two apart: equal images would have one id.
+		config := fmt.Sprintf(`{"Entrypoint":["/pause"],"User":"65532:65532","Labels":{"name":%q}}`, name)
+		if err := mkimage(archive, image, rootfs, config); err != nil {
 			return err
 		}
 	}

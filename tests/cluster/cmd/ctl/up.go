@@ -79,14 +79,17 @@ func (c *Cluster) alive() bool {
 
 // complete starts what is missing in a cluster that runs.
 func (c *Cluster) complete() error {
+	// What a node said before it went off doesn't count.
+	since := map[string]time.Time{}
 	for _, n := range c.nodes() {
 		if !c.isOn(n.Name) {
+			since[n.Name] = time.Now().Truncate(time.Second)
 			if err := c.bootNode(n); err != nil {
 				return err
 			}
 		}
 	}
-	return c.waitReady()
+	return c.waitReady(since)
 }
 
 // start boots a cluster from nothing.
@@ -147,7 +150,7 @@ func (c *Cluster) start(withTests bool) error {
 	if err := c.makeObjects(); err != nil {
 		return err
 	}
-	return c.waitReady()
+	return c.waitReady(nil)
 }
 
 func (c *Cluster) startAPI(p Programs) error {
@@ -211,7 +214,7 @@ func (c *Cluster) makeObjects() error {
 	)
 }
 
-func (c *Cluster) waitReady() error {
+func (c *Cluster) waitReady(since map[string]time.Time) error {
 	if err := c.waitAPI(); err != nil {
 		return err
 	}
@@ -224,7 +227,7 @@ func (c *Cluster) waitReady() error {
 		ready, err := a.nodesReady()
 		missing = nil
 		for _, n := range c.nodes() {
-			if !ready[n.Name] {
+			if said, is := ready[n.Name]; !is || said.Before(since[n.Name]) {
 				missing = append(missing, n.Name)
 			}
 		}

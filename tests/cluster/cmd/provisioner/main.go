@@ -237,7 +237,7 @@ func (p *provisioner) makeDisk(node, id string, size int64) error {
 		return err
 	}
 	// No blocks reserved for root: the size that was asked for is the size there is. Tables are zero already in a new file.
-	if err := run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", file); err != nil {
+	if err := run("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", file); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(point, 0o755); err != nil {
