@@ -39,6 +39,9 @@ func (a *api) do(method, path string, body []byte, into any) (int, error) {
 		return 0, err
 	}
 	request.Header.Set("Content-Type", "application/json")
+	if method == http.MethodPatch {
+		request.Header.Set("Content-Type", "application/merge-patch+json")
+	}
 	response, err := a.client.Do(request)
 	if err != nil {
 		return 0, err
@@ -71,13 +74,14 @@ func (a *api) create(path, object string) error {
 	return err
 }
 
-// nodesReady says of each node that is Ready when it last said so.
+// nodesReady says of each node that is Ready, and has the size of nodeSize, when it last said so.
 func (a *api) nodesReady() (map[string]time.Time, error) {
 	var list struct {
 		Items []struct {
 			Metadata struct{ Name string }
 			Status   struct {
-				Conditions []struct {
+				Allocatable struct{ CPU string }
+				Conditions  []struct {
 					Type, Status      string
 					LastHeartbeatTime time.Time
 				}
@@ -89,6 +93,13 @@ func (a *api) nodesReady() (map[string]time.Time, error) {
 	}
 	ready := map[string]time.Time{}
 	for _, node := range list.Items {
+		if node.Status.Allocatable.CPU != nodeCPUs {
+			// A kubelet that registered before the policy was in force reports again only after minutes.
+			if _, err := a.do(http.MethodPatch, "/api/v1/nodes/"+node.Metadata.Name+"/status", []byte(`{"status": {"phase": ""}}`), nil); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		for _, condition := range node.Status.Conditions {
 			if condition.Type == "Ready" && condition.Status == "True" {
 				ready[node.Metadata.Name] = condition.LastHeartbeatTime

@@ -54,6 +54,8 @@ func (c *Cluster) apiMachine(p Programs) Machine {
 				// Node names don't resolve.
 				"--kubelet-preferred-address-types=InternalIP",
 				"--allow-privileged=true", "--profiling=false",
+				// For nodeSize.
+				"--feature-gates=MutatingAdmissionPolicy=true", "--runtime-config=admissionregistration.k8s.io/v1beta1=true",
 			}},
 			{Name: "kube-controller-manager", Wait: c.apiReady(), Env: lessGC, Command: append([]string{
 				p.kube("kube-controller-manager"),
