@@ -65,15 +65,18 @@ pub enum Directory {
     Interrupted,
     /// A whole data directory.
     Complete(Data),
-    /// It can't be used as it is, and must not be touched.
-    Unusable(String),
+    /// Something that was not made here, is damaged, or of another version: never started, never deleted.
+    Foreign {
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 /// A whole data directory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Data {
-    /// Its identity; none when it was not made by us.
-    pub instance: Option<InstanceId>,
+    /// Its identity.
+    pub instance: InstanceId,
     /// Highest epoch that this instance has promised to follow.
     pub promised: Epoch,
     /// PostgreSQL's system identifier.

@@ -173,7 +173,7 @@ impl Machine {
         }
         if record.system.is_none()
             && let Some(Directory::Complete(data)) = &self.directory
-            && data.instance == Some(hold.instance)
+            && data.instance == hold.instance
         {
             record.system = Some(data.system);
             record.timeline = 1;

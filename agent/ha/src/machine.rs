@@ -270,7 +270,7 @@ impl Machine {
 
     pub(crate) fn directory_instance(&self) -> Option<InstanceId> {
         match &self.directory {
-            Some(Directory::Complete(data)) => data.instance,
+            Some(Directory::Complete(data)) => Some(data.instance),
             _ => None,
         }
     }
@@ -442,9 +442,11 @@ impl Machine {
             }
             (Op::Discard | Op::SetAside { .. }, _) => self.directory = None,
             (op, Output::Directory(directory)) => {
+                // A promise binds the identity that gave it: a new directory begins without.
+                self.promised = Epoch::default();
                 if let Directory::Complete(data) = &directory {
-                    self.promised = self.promised.max(data.promised);
-                    if data.instance == Some(self.fresh_instance()) {
+                    self.promised = data.promised;
+                    if data.instance == self.fresh_instance() {
                         self.fresh += 1; // used
                     }
                 }

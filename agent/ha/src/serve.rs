@@ -111,8 +111,8 @@ impl Machine {
             match &self.directory {
                 Some(Directory::Empty) => self.begin(Op::Initdb { instance: hold.instance }, out),
                 Some(Directory::Interrupted) => self.begin(Op::Discard, out),
-                Some(Directory::Unusable(why)) => return Some(Reason::Unusable(why.clone())),
-                Some(Directory::Complete(data)) if data.instance != Some(hold.instance) => {
+                Some(Directory::Foreign { .. }) => return Some(Reason::DataWithoutRecord),
+                Some(Directory::Complete(data)) if data.instance != hold.instance => {
                     return Some(Reason::DataWithoutRecord);
                 }
                 // Its identifier is on its way into the record (`desired`): nothing starts before.
@@ -128,8 +128,8 @@ impl Machine {
                 if running.is_none() {
                     match &self.directory {
                         Some(Directory::Complete(data))
-                            if data.instance == Some(hold.instance) && data.system == system => {}
-                        Some(Directory::Unusable(why)) => return Some(Reason::Unusable(why.clone())),
+                            if data.instance == hold.instance && data.system == system => {}
+                        Some(Directory::Foreign { why }) => return Some(Reason::Unusable(why.clone())),
                         _ => return Some(Reason::HolderDataLost),
                     }
                 }

@@ -192,8 +192,11 @@ impl Machine {
         }
         let record = &seen.record;
         match directory {
-            Directory::Unusable(why) => Plan::Wait(Reason::Unusable(why.clone())),
             Directory::Interrupted => Plan::Do(Op::Discard),
+            Directory::Foreign { why } if record.system.is_some() => {
+                Plan::Do(Op::SetAside { reason: why.clone() })
+            }
+            Directory::Foreign { .. } => Plan::Wait(Reason::DataWithoutRecord),
             Directory::Empty => self.plan_empty(record, seen.changed, now),
             Directory::Complete(data) => self.plan_data(record, data),
         }
@@ -236,7 +239,7 @@ impl Machine {
     /// T2, T3, T4b, T20, and directories that are not this cluster's.
     fn plan_data(&self, record: &Record, data: &Data) -> Plan {
         let holder = record.holder.as_ref();
-        let mine = holder.filter(|h| data.instance == Some(h.instance));
+        let mine = holder.filter(|h| data.instance == h.instance);
         let Some(system) = record.system else {
             return match (mine, holder) {
                 (Some(holder), _) => self.reclaim(record, holder),
@@ -248,18 +251,13 @@ impl Machine {
             let reason = format!("its system identifier is {}, the cluster's is {system}", data.system);
             return Plan::Do(Op::SetAside { reason });
         }
-        let Some(instance) = data.instance else {
-            let reason = "it carries no identity of this operator".to_owned();
-            return Plan::Do(Op::SetAside { reason });
-        };
-        let promised = self.promised.max(data.promised);
-        if promised > record.epoch.next() {
-            return Plan::Wait(Reason::RecordRolledBack { promised, epoch: record.epoch });
+        if self.promised > record.epoch.next() {
+            return Plan::Wait(Reason::RecordRolledBack { promised: self.promised, epoch: record.epoch });
         }
         match (mine, holder) {
             (Some(holder), _) => self.reclaim(record, holder),
             (None, None) => Plan::Wait(Reason::NoHolder),
-            (None, Some(holder)) => self.plan_follow(instance, holder, record),
+            (None, Some(holder)) => self.plan_follow(data.instance, holder, record),
         }
     }
 
