@@ -36,6 +36,7 @@ pub(crate) struct DeadMan {
     deadline: AtomicU64,
     primary: AtomicI32,
     fired: AtomicBool,
+    quit: AtomicBool,
     tick: AtomicU64,
     kick: OwnedFd,
     notify: OwnedFd,
@@ -78,6 +79,7 @@ impl DeadMan {
             deadline: AtomicU64::new(0),
             primary: AtomicI32::new(NONE),
             fired: AtomicBool::new(false),
+            quit: AtomicBool::new(false),
             tick: AtomicU64::new(boottime_ns()),
             kick: eventfd(0, flags)?,
             notify: eventfd(0, flags)?,
@@ -114,6 +116,11 @@ impl DeadMan {
         self.fired.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether it has sent SIGQUIT since the last call. Set before it is sent.
+    pub(crate) fn take_quit(&self) -> bool {
+        self.quit.swap(false, Ordering::SeqCst)
+    }
+
     /// Readable after it has fired.
     pub(crate) fn notify(&self) -> &OwnedFd {
         &self.notify
@@ -135,6 +142,7 @@ impl DeadMan {
                 Step::Wait(until) => self.wait(until),
                 Step::Quit(pid) => {
                     quit = deadline;
+                    self.quit.store(true, Ordering::SeqCst);
                     if let Some(pid) = Pid::from_raw(pid) {
                         // Gone already is fine; the rest follows at the deadline.
                         let _ = kill_process(pid, Signal::QUIT);

@@ -109,6 +109,9 @@ impl Server {
 
     /// What has happened without anybody asking: the switch first, then deaths.
     fn catch_up(&mut self) {
+        if self.switch.take_quit() {
+            self.input(Input::DeadlineQuit);
+        }
         if self.switch.take_fired() {
             self.input(Input::DeadlineFired);
         }

@@ -43,6 +43,8 @@ pub(crate) enum Input {
     PostmasterExited { exit: Exit, drained: bool },
     /// Another child was reaped.
     ChildExited { pid: i32, exit: Exit },
+    /// The dead-man thread has sent SIGQUIT to the postmaster.
+    DeadlineQuit,
     /// The dead-man thread has killed.
     DeadlineFired,
     /// The pod is being deleted.
@@ -109,6 +111,8 @@ struct Postmaster {
     born: Mode,
     epoch: u64,
     start_id: u64,
+    /// The switch has told it to go: its end, when it comes, is the switch's doing.
+    quit: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -203,7 +207,17 @@ impl State {
             Input::Locked(path, held) => self.locked(path, held),
             Input::PostmasterExited { exit, drained } => self.postmaster_exited(exit, drained),
             Input::ChildExited { pid, exit } => self.child_exited(pid, exit),
-            Input::DeadlineFired => self.deadline_fired(),
+            Input::DeadlineQuit => {
+                if let Some(postmaster) = self.postmaster.as_mut().filter(|it| it.mode == Mode::Primary) {
+                    postmaster.quit = true;
+                }
+                vec![Action::Log("no newer grant and half a second to the deadline: immediate shutdown")]
+            }
+            Input::DeadlineFired => {
+                let mut actions = vec![Action::KillEverything];
+                actions.extend(self.fence());
+                actions
+            }
             Input::SigTerm => self.sigterm(now),
             Input::Tick => self.advance_sigterm(now),
         }
@@ -408,6 +422,7 @@ impl State {
             born: start.mode,
             epoch: start.epoch,
             start_id: self.starts,
+            quit: false,
         });
         actions.push(Action::Spawn(start));
         Ok(actions)
@@ -528,7 +543,12 @@ impl State {
         let Some(postmaster) = self.postmaster.take() else { return vec![Action::Disarm] };
         let exit = PostmasterExit { start_id: postmaster.start_id, exit, drained };
         self.last_exit = Some(exit);
-        vec![Action::Disarm, Action::Tell(Event::PostmasterExited(exit))]
+        let mut actions = vec![Action::Disarm];
+        if postmaster.quit {
+            actions.extend(self.fence());
+        }
+        actions.push(Action::Tell(Event::PostmasterExited(exit)));
+        actions
     }
 
     fn child_exited(&mut self, pid: i32, exit: Exit) -> Vec<Action> {
@@ -542,13 +562,16 @@ impl State {
         actions
     }
 
-    fn deadline_fired(&mut self) -> Vec<Action> {
+    /// The primary is dead by the switch, and so is the grant.
+    fn fence(&mut self) -> [Action; 2] {
         self.grant = None;
         self.fenced = Some(self.primary_epoch);
-        // Once more from here: a process made while the thread was killing has not been met by it.
-        vec![
-            Action::KillEverything,
-            Action::Log("deadline passed without a newer grant: every process was killed"),
+        if let Some(postmaster) = &mut self.postmaster {
+            // Told once.
+            postmaster.quit = false;
+        }
+        [
+            Action::Log("the deadline passed without a newer grant: every process was killed"),
             Action::Tell(Event::DeadlineFired { epoch: self.primary_epoch }),
         ]
     }

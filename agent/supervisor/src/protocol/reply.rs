@@ -261,7 +261,8 @@ pub enum Event {
     },
     /// The pod is being deleted: answer with `SigTermAck` within 2 s, hand over, then `Exit`.
     SigTerm,
-    /// The deadline passed with a primary running: SIGKILL was sent to every process. A new primary needs a new grant.
+    /// The switch has killed the primary: SIGKILL was sent to every process, at the deadline or, when the postmaster obeyed SIGQUIT,
+    /// at its end up to 500 ms before. A new primary needs a new grant. `PostmasterExited` follows.
     DeadlineFired {
         /// Epoch of that primary.
         epoch: u64,

@@ -164,6 +164,30 @@ fn after_the_switch_has_fired_a_newer_grant_is_needed() {
 }
 
 #[test]
+fn a_postmaster_that_obeys_the_switch_is_fenced_once() {
+    let mut state = new();
+    ask(&mut state, grant(1, NOW + 4 * SECOND), NOW);
+    ask(&mut state, start(Mode::Primary, 1), NOW);
+    state.handle(Input::DeadlineQuit, NOW + 3_500 * MILLISECOND);
+    let fired = Action::Tell(Event::DeadlineFired { epoch: 1 });
+    let mut late = state.clone();
+    let exited = Input::PostmasterExited { exit: Exit::Code(2), drained: true };
+    let actions = state.handle(exited.clone(), NOW + 3_600 * MILLISECOND);
+    assert_eq!((&actions[0], &actions[2]), (&Action::Disarm, &fired));
+    assert!(matches!(actions[3], Action::Tell(Event::PostmasterExited(_))));
+    assert_eq!((state.status(NOW).fenced, state.status(NOW).grant), (Some(1), None));
+    // It does not obey: told at the deadline, and not once more at its end.
+    assert!(late.handle(Input::DeadlineFired, NOW + 4 * SECOND).contains(&fired));
+    assert!(!late.handle(exited.clone(), NOW + 4 * SECOND).contains(&fired));
+    // A standby is not the switch's business.
+    let mut state = new();
+    ask(&mut state, start(Mode::Standby, 1), NOW);
+    state.handle(Input::DeadlineQuit, NOW);
+    assert_eq!(state.handle(exited, NOW).len(), 2);
+    assert_eq!(state.status(NOW).fenced, None);
+}
+
+#[test]
 fn a_grant_that_races_with_the_switch_is_lost() {
     let mut state = new();
     ask(&mut state, grant(1, NOW + 4 * SECOND), NOW);

@@ -251,13 +251,10 @@ impl World {
                 Action::Signal(..) => {
                     self.seen.own_stop = true;
                 }
-                Action::KillEverything => {
-                    if self.process.take().is_some() {
-                        let exit = Exit::Signal(libc::SIGKILL);
-                        queue.extend(
-                            self.state.handle(Input::PostmasterExited { exit, drained: true }, self.now),
-                        );
-                    }
+                Action::KillEverything if self.process.take().is_some() => {
+                    let exit = Exit::Signal(libc::SIGKILL);
+                    let exited = Input::PostmasterExited { exit, drained: true };
+                    queue.extend(self.state.handle(exited, self.now));
                 }
                 Action::Exit(_) => {
                     self.process = None;
