@@ -10,9 +10,16 @@ pub fn repo() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// The kubeconfig of the cluster under test.
+/// The kubeconfig of the cluster under test: PGWARDEN_KUBECONFIG, or that of the test cluster PGWARDEN_CLUSTER.
 pub fn kubeconfig() -> PathBuf {
-    std::env::var_os("PGWARDEN_KUBECONFIG").map_or_else(|| repo().join("target/cluster/kubeconfig"), PathBuf::from)
+    if let Some(path) = std::env::var_os("PGWARDEN_KUBECONFIG") {
+        return path.into();
+    }
+    let directory = match std::env::var("PGWARDEN_CLUSTER") {
+        Ok(name) if name != "main" => format!("target/cluster-{name}"),
+        _ => "target/cluster".to_owned(),
+    };
+    repo().join(directory).join("kubeconfig")
 }
 
 /// Runs `tests/cluster/ctl ARGS…` and gives its output; an exit status other than 0 is an error with what it said.

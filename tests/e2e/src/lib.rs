@@ -5,11 +5,16 @@
 
 pub mod ctl;
 pub mod evidence;
+pub mod fixture;
+pub mod grpc;
+pub mod manifest;
 pub mod namespace;
+pub mod pods;
 pub mod sql;
 pub mod wait;
 
 pub use ctl::{ctl, repo};
+pub use manifest::Manifest;
 pub use namespace::{Ctx, alone, shared};
 pub use wait::{eventually, until};
 

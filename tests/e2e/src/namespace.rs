@@ -17,6 +17,9 @@ use crate::{Result, ctl, evidence, sql::Login, wait::until};
 /// Tests that disturb the whole cluster (API server away, operator scaled down) run alone.
 static CLUSTER: RwLock<()> = RwLock::const_new(());
 
+/// Label of every namespace that a test makes: its first one.
+const OWNER: &str = "pgwarden-e2e";
+
 /// What a test gets.
 #[derive(Clone)]
 pub struct Ctx {
@@ -29,43 +32,52 @@ pub struct Ctx {
 }
 
 /// Runs a test beside others.
-pub async fn shared<F, Fut>(name: &str, body: F)
+pub async fn shared<F, Fut>(name: &str, body: F) -> Result
 where
     F: FnOnce(Ctx) -> Fut,
     Fut: Future<Output = Result>,
 {
     let _guard = CLUSTER.read().await;
-    run(name, body).await;
+    run(name, body).await
 }
 
 /// Runs a test while no other runs.
-pub async fn alone<F, Fut>(name: &str, body: F)
+pub async fn alone<F, Fut>(name: &str, body: F) -> Result
 where
     F: FnOnce(Ctx) -> Fut,
     Fut: Future<Output = Result>,
 {
     let _guard = CLUSTER.write().await;
-    run(name, body).await;
+    run(name, body).await
 }
 
-async fn run<F, Fut>(name: &str, body: F)
+/// Held while a test runs that can run beside others.
+pub(crate) async fn beside_others() -> tokio::sync::RwLockReadGuard<'static, ()> {
+    CLUSTER.read().await
+}
+
+async fn run<F, Fut>(name: &str, body: F) -> Result
 where
     F: FnOnce(Ctx) -> Fut,
     Fut: Future<Output = Result>,
 {
-    let ctx = Ctx::create(name).await.expect("a namespace for the test");
+    let ctx = Ctx::create(name).await.context("a namespace for the test")?;
+    let started = std::time::Instant::now();
     // A panic in the body must not leave the namespace behind.
     let outcome = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(body(ctx.clone()))).await;
     let failed = !matches!(outcome, Ok(Ok(())));
+    evidence::note(name, !failed, started.elapsed());
     if failed {
         evidence::dump(&ctx).await;
     }
     if !(failed && std::env::var_os("PGWARDEN_KEEP").is_some()) {
-        ctx.remove().await.expect("the test's namespace goes away");
+        let removed = ctx.remove().await.context("the test's namespace goes away");
+        if !failed {
+            removed?;
+        }
     }
     match outcome {
-        Ok(Ok(())) => {}
-        Ok(Err(e)) => panic!("{name}: {e:#}\nevidence: {}", ctx.dir.display()),
+        Ok(result) => result.with_context(|| format!("{name}; evidence: {}", ctx.dir.display())),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
@@ -74,7 +86,8 @@ where
 pub async fn client() -> Result<Client> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let path = ctl::kubeconfig();
-    let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("kubeconfig {}", path.display()))?;
+    let kubeconfig =
+        Kubeconfig::read_from(&path).with_context(|| format!("kubeconfig {}", path.display()))?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }
@@ -82,35 +95,58 @@ pub async fn client() -> Result<Client> {
 impl Ctx {
     /// Makes a namespace; [`Ctx::remove`] removes it.
     pub async fn create(name: &str) -> Result<Self> {
-        let client = client().await?;
+        let ctx = Self::open(&name.replace('_', "-"), "").await?;
+        ctx.create_namespace(&ctx.ns).await?;
+        Ok(ctx)
+    }
+
+    /// A client for a namespace of this process, which may exist or not; evidence goes into a directory `part` of its own.
+    pub async fn open(name: &str, part: &str) -> Result<Self> {
         // The process id keeps a repeated run apart from what a killed one left behind.
-        let ns = format!("{}-{}", name.replace('_', "-"), std::process::id());
-        let labels = [("pod-security.kubernetes.io/enforce", "restricted"), ("pgwarden-e2e", "true")];
+        let ns = format!("{name}-{}", std::process::id());
+        let dir = ctl::repo().join("target/e2e").join(&ns).join(part);
+        Ok(Self { client: client().await?, ns, dir })
+    }
+
+    /// A second namespace for the same test; it goes away with the first.
+    pub async fn sibling(&self, name: &str) -> Result<Self> {
+        let other =
+            Self { client: self.client.clone(), ns: format!("{}-{name}", self.ns), dir: self.dir.join(name) };
+        other.create_namespace(&self.ns).await?;
+        Ok(other)
+    }
+
+    /// Makes the namespace, which enforces the `restricted` profile.
+    pub(crate) async fn create_namespace(&self, owner: &str) -> Result {
+        let labels = [("pod-security.kubernetes.io/enforce", "restricted"), (OWNER, owner)];
         let namespace = Namespace {
             metadata: ObjectMeta {
-                name: Some(ns.clone()),
+                name: Some(self.ns.clone()),
                 labels: Some(labels.map(|(k, v)| (k.into(), v.into())).into()),
                 ..ObjectMeta::default()
             },
             ..Namespace::default()
         };
-        Api::all(client.clone()).create(&PostParams::default(), &namespace).await?;
-        let dir = ctl::repo().join("target/e2e").join(&ns);
-        Ok(Self { client, ns, dir })
+        Api::all(self.client.clone()).create(&PostParams::default(), &namespace).await?;
+        Ok(())
     }
 
-    /// Removes the namespace, its clusters and their data.
+    /// Removes the namespace and its siblings, their clusters and their data.
     pub async fn remove(&self) -> Result {
-        // Clusters first, with their data: a namespace's deletion would take the objects that their own deletion needs.
-        let clusters: Api<PostgreSQL> = self.api();
-        for c in clusters.list(&ListParams::default()).await?.items {
-            let _ = clusters.delete(&c.name_any(), &DeleteParams::default()).await;
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        for ns in namespaces.list(&ListParams::default().labels(&format!("{OWNER}={}", self.ns))).await?.items
+        {
+            // Clusters first, with their data: a namespace's deletion would take the objects that their own deletion needs.
+            let clusters: Api<PostgreSQL> = Api::namespaced(self.client.clone(), &ns.name_any());
+            for c in clusters.list(&ListParams::default()).await?.items {
+                let _ = clusters.delete(&c.name_any(), &DeleteParams::default()).await;
+            }
+            until("clusters of the test are gone", Duration::from_secs(60), || async {
+                Ok(clusters.list(&ListParams::default()).await?.items.is_empty().then_some(()))
+            })
+            .await?;
+            namespaces.delete(&ns.name_any(), &DeleteParams::default()).await?;
         }
-        until("clusters of the test are gone", Duration::from_secs(60), || async {
-            Ok(clusters.list(&ListParams::default()).await?.items.is_empty().then_some(()))
-        })
-        .await?;
-        Api::<Namespace>::all(self.client.clone()).delete(&self.ns, &DeleteParams::default()).await?;
         Ok(())
     }
 
@@ -131,8 +167,13 @@ impl Ctx {
 
     /// Applies a manifest that must be refused; gives the API server's words.
     pub async fn refused(&self, manifest: &str) -> Result<String> {
+        self.refused_by("apply", manifest).await
+    }
+
+    /// The same with another verb of kubectl's, `create` or `apply`.
+    pub async fn refused_by(&self, verb: &str, manifest: &str) -> Result<String> {
         let file = self.write("refused.yaml", manifest)?;
-        let out = ctl::kubectl_output(&["-n", &self.ns, "apply", "-f", &file]).await?;
+        let out = ctl::kubectl_output(&["-n", &self.ns, verb, "-f", &file]).await?;
         if out.status.success() {
             bail!("accepted, but should be refused:\n{manifest}");
         }
@@ -151,6 +192,22 @@ impl Ctx {
         let mut all = vec!["-n", self.ns.as_str()];
         all.extend(args);
         ctl::kubectl(&all).await
+    }
+
+    /// An object of any kind that `kubectl` knows.
+    pub async fn get(&self, kind: &str, name: &str) -> Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"]).await?)?)
+    }
+
+    /// All objects of a kind that belong to a cluster; of the whole namespace if `cluster` is empty.
+    pub async fn list(&self, kind: &str, cluster: &str) -> Result<Vec<serde_json::Value>> {
+        let selector = format!("{}={cluster}", pgwarden_api::names::LABEL_CLUSTER);
+        let mut args = vec!["get", kind, "-o", "json"];
+        if !cluster.is_empty() {
+            args.extend(["-l", &selector]);
+        }
+        let mut all: serde_json::Value = serde_json::from_str(&self.kubectl(&args).await?)?;
+        Ok(all["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 
     /// Merge-patches an object of any kind that `kubectl` knows.
@@ -184,8 +241,40 @@ impl Ctx {
         .await
     }
 
+    /// Waits until the cluster reports something by name: a condition of that type which is true, or one with that reason.
+    /// Gives its message.
+    pub async fn reported(&self, name: &str, what: &str, limit: Duration) -> Result<String> {
+        until(&format!("{name} reports {what}"), limit, || async {
+            let c = self.cluster(name).await?;
+            match report(&c, what) {
+                Some(message) => Ok(Some(message)),
+                None => bail!("conditions {}", conditions(&c)),
+            }
+        })
+        .await
+    }
+
+    /// Waits until the cluster no longer reports it.
+    pub async fn mended(&self, name: &str, what: &str, limit: Duration) -> Result {
+        until(&format!("{name} no longer reports {what}"), limit, || async {
+            let c = self.cluster(name).await?;
+            match report(&c, what) {
+                None => Ok(Some(())),
+                Some(message) => bail!("{message}"),
+            }
+        })
+        .await
+    }
+
     /// Waits until a condition has a status and a reason.
-    pub async fn condition(&self, name: &str, kind: &str, status: &str, reason: &str, limit: Duration) -> Result<String> {
+    pub async fn condition(
+        &self,
+        name: &str,
+        kind: &str,
+        status: &str,
+        reason: &str,
+        limit: Duration,
+    ) -> Result<String> {
         until(&format!("{name}: {kind}={status} {reason}"), limit, || async {
             let c = self.cluster(name).await?;
             let found = condition(&c, kind).filter(|x| x.status == status && x.reason == reason);
@@ -237,7 +326,20 @@ pub fn condition<'a>(
     cluster.status.as_ref()?.conditions.iter().find(|c| c.type_ == kind)
 }
 
-fn conditions(cluster: &PostgreSQL) -> String {
+/// What a cluster reports under a name, see [`Ctx::reported`].
+#[must_use]
+pub fn report(cluster: &PostgreSQL, what: &str) -> Option<String> {
+    let all = &cluster.status.as_ref()?.conditions;
+    all.iter()
+        .find(|c| (c.type_ == what && c.status == "True") || c.reason == what)
+        .map(|c| c.message.clone())
+}
+
+/// All conditions, for a message.
+#[must_use]
+pub fn conditions(cluster: &PostgreSQL) -> String {
     let list = cluster.status.iter().flat_map(|s| &s.conditions);
-    list.map(|c| format!("{}={} {} ({})", c.type_, c.status, c.reason, c.message)).collect::<Vec<_>>().join("; ")
+    list.map(|c| format!("{}={} {} ({})", c.type_, c.status, c.reason, c.message))
+        .collect::<Vec<_>>()
+        .join("; ")
 }

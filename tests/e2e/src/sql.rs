@@ -52,7 +52,8 @@ impl Login {
 
 /// Runs one statement with psql on the `client` host.
 pub async fn psql(conninfo: &str, statement: &str) -> Result<String> {
-    let args = ["in", "client", "psql", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", conninfo, "-c", statement];
+    let args =
+        ["in", "client", "psql", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", conninfo, "-c", statement];
     let out = ctl_output(&args).await?;
     if !out.status.success() {
         bail!("psql: {}", String::from_utf8_lossy(&out.stderr).trim());
