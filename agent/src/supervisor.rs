@@ -322,7 +322,10 @@ impl Supervisor {
     pub async fn connect(path: &Path) -> Result<(Self, mpsc::UnboundedReceiver<Event>), SupervisorError> {
         let failed = |source| SupervisorError::Connect { path: path.to_owned(), source };
         let connection = Connection::connect(path).map_err(failed)?;
-        #[expect(deprecated, reason = "its successor is unsafe; the connection owns its descriptor, so it stays open")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; the connection owns its descriptor, so it stays open"
+        )]
         let socket = AsyncFd::new(connection).map_err(failed)?;
         let shared = Arc::new(Shared { socket, waiting: Mutex::default(), incarnation: OnceLock::new() });
         let (sender, events) = mpsc::unbounded_channel();

@@ -3,6 +3,11 @@
 //! Every tool runs in the Postgres container through the [`crate::supervisor`]; files are written by the agent on the shared
 //! volume, on blocking threads, so that a hung disk never holds the lease path.
 
+pub mod clone;
+pub mod control_file;
+pub mod datadir;
+pub mod files;
+pub mod initdb;
 pub mod sql;
 #[cfg(test)]
 pub(crate) mod testing;

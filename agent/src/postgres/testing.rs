@@ -34,3 +34,10 @@ pub(crate) fn config(dir: &Path) -> Config {
     }
     Cli::parse_from(args).config.complete().unwrap()
 }
+
+/// An empty directory for one test.
+pub(crate) fn scratch(name: &str) -> std::path::PathBuf {
+    let dir = std::env::temp_dir().join(format!("pgwarden-{name}-{}", uuid::Uuid::new_v4()));
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
