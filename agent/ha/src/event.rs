@@ -59,10 +59,8 @@ pub struct Note {
 /// The data directory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Directory {
-    /// There is none.
+    /// There is none, or only what an interrupted copy or initdb has left: never started, made anew.
     Empty,
-    /// A copy or an initdb that did not end: never started, made anew.
-    Interrupted,
     /// A whole data directory.
     Complete(Data),
     /// Something that was not made here, is damaged, or of another version: never started, never deleted.
@@ -166,8 +164,6 @@ pub enum Op {
     Lock,
     /// Look at the data directory. Gives a directory.
     Inspect,
-    /// Remove what an interrupted copy or initdb has left, and nothing else.
-    Discard,
     /// Move the data directory aside; never delete it.
     SetAside {
         /// Why.

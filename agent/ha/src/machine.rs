@@ -301,7 +301,7 @@ impl Machine {
 
     pub(crate) fn abort(&mut self, out: &mut Vec<Effect>) {
         if let Some((id, op)) = self.op.take() {
-            if matches!(op, Op::Initdb { .. } | Op::Clone { .. } | Op::Discard | Op::SetAside { .. }) {
+            if matches!(op, Op::Initdb { .. } | Op::Clone { .. } | Op::SetAside { .. }) {
                 self.directory = None;
             }
             out.push(Effect::Abort(id));
@@ -416,7 +416,7 @@ impl Machine {
             Ok(output) => self.succeeded(op, output, now, out),
             Err(error) => {
                 let doing = op.name();
-                if matches!(op, Op::Initdb { .. } | Op::Clone { .. } | Op::Discard | Op::SetAside { .. }) {
+                if matches!(op, Op::Initdb { .. } | Op::Clone { .. } | Op::SetAside { .. }) {
                     self.directory = None; // whatever it left is looked at first
                 }
                 if self.last_error.as_ref().is_none_or(|(d, e)| *d != doing || *e != error) {
@@ -440,7 +440,7 @@ impl Machine {
                     supervisor.locked = true;
                 }
             }
-            (Op::Discard | Op::SetAside { .. }, _) => self.directory = None,
+            (Op::SetAside { .. }, _) => self.directory = None,
             (op, Output::Directory(directory)) => {
                 // A promise binds the identity that gave it: a new directory begins without.
                 self.promised = Epoch::default();
@@ -591,7 +591,6 @@ impl Op {
         match self {
             Self::Lock => "taking the volume's lock",
             Self::Inspect => "looking at the data directory",
-            Self::Discard => "removing an unfinished copy",
             Self::SetAside { .. } => "moving the data directory aside",
             Self::Initdb { .. } => "initdb",
             Self::Clone { .. } => "copying the primary",

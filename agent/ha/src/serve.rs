@@ -110,7 +110,6 @@ impl Machine {
         let Some(system) = record.system.filter(|_| !anyway) else {
             match &self.directory {
                 Some(Directory::Empty) => self.begin(Op::Initdb { instance: hold.instance }, out),
-                Some(Directory::Interrupted) => self.begin(Op::Discard, out),
                 Some(Directory::Foreign { .. }) => return Some(Reason::DataWithoutRecord),
                 Some(Directory::Complete(data)) if data.instance != hold.instance => {
                     return Some(Reason::DataWithoutRecord);

@@ -75,7 +75,7 @@ impl Machine {
         let plan = self.plan(now);
         if let Some((_, op)) = &self.op {
             let kept = match (&plan, op) {
-                (_, Op::Lock | Op::Inspect | Op::Discard | Op::SetAside { .. } | Op::Stop { .. }) => true,
+                (_, Op::Lock | Op::Inspect | Op::SetAside { .. } | Op::Stop { .. }) => true,
                 (Plan::Do(Op::Clone { from: wanted, .. }), Op::Clone { from, .. }) => {
                     wanted.holder == from.holder
                 }
@@ -192,7 +192,6 @@ impl Machine {
         }
         let record = &seen.record;
         match directory {
-            Directory::Interrupted => Plan::Do(Op::Discard),
             Directory::Foreign { why } if record.system.is_some() => {
                 Plan::Do(Op::SetAside { reason: why.clone() })
             }

@@ -244,6 +244,31 @@ pub async fn begin(config: &Config, phase: Phase, promised_epoch: u64) -> Result
     .await
 }
 
+/// [`begin`] with an identity that was chosen before: the record names it already. A promise binds the identity that gave it, so
+/// another identity begins with `promised_epoch` alone.
+///
+/// # Errors
+/// [`DatadirError::Exists`] when there is a data directory.
+pub async fn begin_as(
+    config: &Config,
+    phase: Phase,
+    uuid: String,
+    promised_epoch: u64,
+) -> Result<Identity, DatadirError> {
+    let at = config.clone();
+    run(config, "begin", move || {
+        let old = load_identity(&at)?.filter(|old| old.uuid == uuid);
+        if see_pgdata(&at.pgdata())?.is_some_and(|pgdata| !pgdata.empty) {
+            return Err(DatadirError::Exists { path: at.pgdata() });
+        }
+        let promised_epoch = promised_epoch.max(old.map_or(0, |old| old.promised_epoch));
+        let identity = Identity { uuid, promised_epoch, phase, made_by: phase };
+        save_identity(&at, &identity)?;
+        Ok(identity)
+    })
+    .await
+}
+
 /// Puts a directory that was made into its place. The files are durable before it gets its name, and the name before the identity
 /// says so.
 pub(crate) async fn install(
