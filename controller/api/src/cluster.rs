@@ -3,7 +3,10 @@
 //!
 //! The documentation comments of the fields become the descriptions in the CRD (`kubectl explain pg.spec`).
 
-#![expect(unreachable_pub, reason = "the derived schema repeats its struct, as public as it is, inside a function")]
+#![expect(
+    unreachable_pub,
+    reason = "the derived schema repeats its struct, as public as it is, inside a function"
+)]
 
 mod parts;
 mod rules;
@@ -89,7 +92,7 @@ pub struct PostgreSQLSpec {
     pub storage_class_name: Option<String>,
     /// CPU and memory of the Postgres container. PostgreSQL's memory settings are derived from the memory limit; without one,
     /// from the memory request.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::resources")]
     #[x_kube(
         validation = rules::requests_within_limits("cpu"),
@@ -152,7 +155,7 @@ pub struct PostgreSQLSpec {
     #[schemars(schema_with = "schema::tolerations")]
     pub tolerations: Vec<Toleration>,
     /// Replaces the operator's own spread over nodes and zones; as in a Pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::affinity")]
     pub affinity: Option<Affinity>,
     /// PriorityClass of the pods.

@@ -6,6 +6,34 @@ use serde_json::{Map, Value, json};
 
 use crate::{PostgreSQL, PostgreSQLRecord};
 
+/// Where the CRD of [`PostgreSQL`] lies in the repository.
+pub const POSTGRESQL_FILE: &str = "deploy/crds/database.example.com_postgresqls_crd.yaml";
+
+/// First line of a generated file.
+const GENERATED: &str =
+    "# Generated from controller/api: UPDATE=1 cargo test -p pgwarden-api deploy_is_current\n";
+
+/// Why a CRD could not be made: a mistake in this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum CrdError {
+    /// The derived CRD did not survive the way through JSON.
+    #[error("failed to tidy the CRD of {kind}")]
+    Tidy {
+        /// Its kind.
+        kind: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The CRD could not be written as YAML.
+    #[error("failed to write the CRD of {kind} as YAML")]
+    Render {
+        /// Its kind.
+        kind: String,
+        /// Why.
+        source: serde_saphyr::SerializeError,
+    },
+}
+
 /// Formats that the API server knows among those that Rust's types have.
 const FORMATS: &[&str] = &["int32", "int64", "double", "date-time"];
 
@@ -24,34 +52,52 @@ const STATUS: Bounds = Bounds { string: 32_768, list: 512, map: 64 };
 /// The CRD of [`PostgreSQL`].
 ///
 /// # Errors
-/// When the derived CRD can't be turned into JSON and back: a mistake in this crate.
-pub fn postgresql() -> Result<CustomResourceDefinition, serde_json::Error> {
-    tidy(PostgreSQL::crd())
+/// See [`CrdError`].
+pub fn postgresql() -> Result<CustomResourceDefinition, CrdError> {
+    tidy(&PostgreSQL::crd(), &SPEC)
 }
 
-/// The CRD of [`PostgreSQLRecord`].
+/// The CRD of [`PostgreSQLRecord`]. No write of an agent may fail for a long text: its strings are bounded as a status' are.
 ///
 /// # Errors
-/// As [`postgresql`].
-pub fn record() -> Result<CustomResourceDefinition, serde_json::Error> {
-    tidy(PostgreSQLRecord::crd())
+/// See [`CrdError`].
+pub fn record() -> Result<CustomResourceDefinition, CrdError> {
+    tidy(&PostgreSQLRecord::crd(), &STATUS)
 }
 
-fn tidy(crd: CustomResourceDefinition) -> Result<CustomResourceDefinition, serde_json::Error> {
-    let mut crd = serde_json::to_value(crd)?;
-    if let Some(versions) = crd.pointer_mut("/spec/versions").and_then(Value::as_array_mut) {
-        for version in versions {
-            if let Some(properties) =
-                version.pointer_mut("/schema/openAPIV3Schema/properties").and_then(Value::as_object_mut)
-            {
-                for (name, schema) in properties {
-                    let in_status = name == "status";
-                    tidy_schema(schema, if in_status { &STATUS } else { &SPEC }, in_status);
-                }
+/// The text of [`POSTGRESQL_FILE`].
+///
+/// # Errors
+/// See [`CrdError`].
+pub fn postgresql_manifest() -> Result<String, CrdError> {
+    Ok(format!("{GENERATED}{}", to_yaml(&postgresql()?)?))
+}
+
+/// A CRD as YAML.
+///
+/// # Errors
+/// See [`CrdError`].
+pub fn to_yaml(crd: &CustomResourceDefinition) -> Result<String, CrdError> {
+    // Long rules stay on one line: folded, they could not be searched for.
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(crd, options)
+        .map_err(|source| CrdError::Render { kind: crd.spec.names.kind.clone(), source })
+}
+
+fn tidy(crd: &CustomResourceDefinition, spec: &Bounds) -> Result<CustomResourceDefinition, CrdError> {
+    let tidied = || {
+        let mut crd = serde_json::to_value(crd)?;
+        let versions = crd.pointer_mut("/spec/versions").and_then(Value::as_array_mut);
+        for version in versions.into_iter().flatten() {
+            let properties = version.pointer_mut("/schema/openAPIV3Schema/properties");
+            for (name, schema) in properties.and_then(Value::as_object_mut).into_iter().flatten() {
+                let in_status = name == "status";
+                tidy_schema(schema, if in_status { &STATUS } else { spec }, in_status);
             }
         }
-    }
-    serde_json::from_value(crd)
+        serde_json::from_value(crd)
+    };
+    tidied().map_err(|source| CrdError::Tidy { kind: crd.spec.names.kind.clone(), source })
 }
 
 /// - `nullable` goes: so the API server drops a field that is `null`, as it does in its own kinds, and no rule meets a null.
@@ -96,16 +142,9 @@ fn bound(object: &mut Map<String, Value>, bounds: &Bounds) {
 }
 
 fn paragraphs(text: &str) -> String {
-    text.trim().split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn print() {
-        let y = serde_saphyr::to_string(&super::postgresql().unwrap()).unwrap();
-        println!("{y}\n{}", y.len());
-        let y = serde_saphyr::to_string(&super::record().unwrap()).unwrap();
-        println!("{y}\n{}", y.len());
-    }
+    text.trim()
+        .split("\n\n")
+        .map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -6,7 +6,6 @@ pub mod config;
 pub mod crd;
 pub mod names;
 pub mod pod;
-pub mod quantity;
 pub mod record;
 
 pub use cluster::{PostgreSQL, PostgreSQLSpec, PostgreSQLStatus};

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
     singular = "postgresqlrecord",
     shortname = "pgrecord",
     namespaced,
+    doc = "Who holds a PostgreSQL cluster. Written by its agents: never edit it by hand.",
     derive = "Default",
     derive = "PartialEq",
     printcolumn = r#"{"name":"Epoch","type":"integer","jsonPath":".spec.epoch"}"#,

@@ -59,7 +59,7 @@ const fn one() -> i32 {
     1
 }
 
-/// See [`Durability::mode`].
+/// See [`mode`](Durability::mode).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum DurabilityMode {
@@ -136,7 +136,7 @@ pub struct Initdb {
     #[schemars(length(max = 64))]
     #[x_kube(validation = rules::locale())]
     pub locale: Option<String>,
-    /// Locale provider. `icu` needs version 15, `builtin` version 17. Left out, the version's default.
+    /// Locale provider.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider: Option<LocaleProvider>,
     /// Encoding of the databases, such as UTF8 or LATIN1. Left out, UTF8.
@@ -146,7 +146,8 @@ pub struct Initdb {
     pub encoding: Option<String>,
 }
 
-/// See [`Initdb::provider`].
+// The description of an optional field's type is the one that users see.
+/// Locale provider. `icu` needs version 15, `builtin` version 17. Left out, the version's default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum LocaleProvider {
@@ -164,7 +165,7 @@ words!(LocaleProvider { Libc = "libc", Icu = "icu", Builtin = "builtin" });
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceTemplate {
-    /// Type of the Services. Left out, `ClusterIP`.
+    /// Type of the Services.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub type_: Option<ServiceType>,
     /// Annotations of the Services, for example for a load balancer.
@@ -173,7 +174,7 @@ pub struct ServiceTemplate {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// See [`ServiceTemplate::type_`].
+/// Type of the Services. Left out, `ClusterIP`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ServiceType {
     /// Inside the Kubernetes cluster.
@@ -202,7 +203,7 @@ pub struct ServiceAccountTemplate {
 #[serde(rename_all = "camelCase")]
 pub struct AgentTemplate {
     /// CPU and memory of the agent's container.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::resources")]
     #[x_kube(
         validation = rules::requests_within_limits("cpu"),

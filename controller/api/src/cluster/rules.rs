@@ -5,8 +5,6 @@
 //! a value lets a malformed one pass, when another rule reports that: one mistake, one message. The API server refuses a CRD
 //! whose rules could cost too much: every string, list and map that a rule reads has a bound.
 
-use std::fmt::Write as _;
-
 use kube::core::{Message, Rule};
 
 use crate::{config::OWNED_PARAMETERS, names::MAX_NAME};
@@ -56,7 +54,9 @@ fn literal(text: &str) -> String {
 pub(crate) fn name_length() -> Rule {
     rule(
         format!("size(self.metadata.name) <= {MAX_NAME}"),
-        format!("metadata.name must have at most {MAX_NAME} characters: the names of pods, Services and Secrets are made from it"),
+        format!(
+            "metadata.name must have at most {MAX_NAME} characters: the names of pods, Services and Secrets are made from it"
+        ),
     )
 }
 
@@ -170,7 +170,7 @@ pub(crate) fn storage_shrink() -> Rule {
 /// A CPU or memory amount, written as a number or a string.
 pub(crate) fn amount() -> Rule {
     rule(
-        "isQuantity(string(self)) && quantity(string(self)).sign() >= 0",
+        "isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))",
         "must be a Kubernetes quantity of 0 or more, such as 500m (CPU) or 4Gi (memory)",
     )
 }
@@ -292,30 +292,27 @@ pub(crate) fn time_zone() -> Rule {
 /// Names are compared with those that the operator owns, and become lines of a file.
 pub(crate) fn parameter_syntax() -> Rule {
     let regex = literal("^[a-z_][a-z0-9_]{0,62}([.][a-z_][a-z0-9_$]{0,62})*$");
-    let mut rule = rule(
+    rule(
         format!("self.all(name, name.matches({regex}))"),
-        "parameters: names of settings are written in lower case, such as work_mem or auto_explain.log_min_duration",
-    );
-    rule.message = Some(Message::Expression(format!(
-        "'parameters: names of settings are written in lower case, such as work_mem or auto_explain.log_min_duration; not: ' \
-         + self.filter(name, !name.matches({regex})).map(name, name.replace('\\n', ' ')).join(', ')"
-    )));
-    rule
+        "parameters: write the names of settings in lower case, without spaces, such as work_mem or \
+         auto_explain.log_min_duration",
+    )
 }
 
-/// What the operator sets itself. The message gives the reason for each name.
+/// What the operator sets itself. The message gives the reason for each name. It is a sum of conditions: the API server can't
+/// tell how much a `join` would cost, and refuses it.
 pub(crate) fn parameter_owned() -> Rule {
     let names: Vec<_> = OWNED_PARAMETERS.iter().map(|(name, _)| literal(name)).collect();
-    let mut reasons = String::new();
-    for (name, reason) in OWNED_PARAMETERS {
-        let comma = if reasons.is_empty() { "" } else { ", " };
-        // Writing to a String can't fail.
-        let _ = write!(reasons, "{comma}{}: {}", literal(name), literal(reason));
-    }
+    let reasons: String = OWNED_PARAMETERS
+        .iter()
+        .map(|(name, reason)| {
+            format!(" + ({} in self ? {} : '')", literal(name), literal(&format!("; {name} ({reason})")))
+        })
+        .collect();
     Rule {
         rule: format!("self.all(name, !(name in [{}]))", names.join(", ")),
         message: Some(Message::Expression(format!(
-            "'parameters: remove what the operator sets itself: ' + {{{reasons}}}.map(name, name in self, name).join(', ')"
+            "'parameters: remove what the operator sets itself'{reasons}"
         ))),
         ..Rule::default()
     }

@@ -71,7 +71,10 @@ pub struct PostgreSQLStatus {
     pub cluster_id: Option<String>,
     /// The instances, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(
+        length(max = 32),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
     pub members: Vec<Member>,
     /// When the last backup ended well.
     #[serde(skip_serializing_if = "Option::is_none")]
