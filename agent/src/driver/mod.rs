@@ -1,1 +1,4 @@
 //! The loop around the protocol core.
+
+pub mod events;
+pub mod slices;
