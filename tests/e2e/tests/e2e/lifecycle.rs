@@ -202,6 +202,18 @@ async fn same_primary_comes_back(ctx: &Ctx, primary: &str, login: &Login) -> Res
     .await
 }
 
+/// Deletes a pod and waits until another has its name.
+async fn delete_pod(ctx: &Ctx, pod: &str, force: bool) -> Result {
+    let uid = ctx.pod(pod).await?.metadata.uid;
+    let by_force: &[&str] = if force { &["--grace-period=0", "--force"] } else { &[] };
+    ctx.kubectl(&[&["delete", "pod", pod], by_force].concat()).await?;
+    until(&format!("another pod is called {pod}"), SOON, || async {
+        let now = ctx.api::<Pod>().get_opt(pod).await?;
+        Ok(now.filter(|p| p.metadata.uid != uid).map(drop))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn the_same_primary_comes_back_after_every_kind_of_death() -> Result {
     shared("lifecycle_deaths", |ctx| async move {
@@ -252,25 +264,17 @@ async fn the_same_primary_comes_back_after_every_kind_of_death() -> Result {
         .await?;
         same_primary_comes_back(&ctx, &primary, &login).await.context("supervisor killed")?;
 
-        // The pod.
-        let uid = ctx.pod(&primary).await?.metadata.uid;
-        ctx.kubectl(&["delete", "pod", &primary]).await?;
-        until("another pod has its name", SOON, || async {
-            let now = ctx.api::<Pod>().get_opt(&primary).await?;
-            Ok(now.filter(|p| p.metadata.uid != uid).map(drop))
-        })
-        .await?;
-        same_primary_comes_back(&ctx, &primary, &login).await.context("pod deleted")?;
+        for force in [false, true] {
+            delete_pod(&ctx, &primary, force).await?;
+            same_primary_comes_back(&ctx, &primary, &login)
+                .await
+                .with_context(|| format!("pod deleted, force {force}"))?;
+        }
 
-        // The pod, by force.
-        ctx.kubectl(&["delete", "pod", &primary, "--grace-period=0", "--force"]).await?;
-        same_primary_comes_back(&ctx, &primary, &login).await.context("pod deleted by force")?;
-
-        // The replica's postmaster and pod.
         let replica = if primary == "k-17-0" { "k-17-1" } else { "k-17-0" };
         ctx.postmaster(replica, MOMENT).await?.signal("KILL").await?;
         same_primary_comes_back(&ctx, &primary, &login).await.context("replica's postmaster killed")?;
-        ctx.kubectl(&["delete", "pod", replica]).await?;
+        delete_pod(&ctx, replica, false).await?;
         same_primary_comes_back(&ctx, &primary, &login).await.context("replica's pod deleted")?;
 
         ensure!(ctx.record("k").await?.spec.system_identifier == system, "identity");
