@@ -36,8 +36,8 @@ impl Connection {
 
     /// Sends a request and returns the id that its reply will have.
     ///
-    /// `descriptors` go beside it in the order that the request documents; the caller keeps (and usually closes) its own copies.
-    /// [`start`](Self::start) and [`run`](Self::run) do this without flags to get wrong.
+    /// `descriptors` go beside it in the order that the request documents; the caller keeps (and usually closes) its own
+    /// copies. [`start`](Self::start) and [`run`](Self::run) do this without flags to get wrong.
     ///
     /// # Errors
     /// `WouldBlock` when the supervisor does not read; `BrokenPipe`/`ConnectionReset` when it, or this connection, is gone;
@@ -89,9 +89,9 @@ impl Connection {
     /// Takes the next reply or event.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none now; `UnexpectedEof` when the supervisor has closed the connection: another agent has said
-    /// Hello, this one did not read its events, or the container is gone; `InvalidData` for bytes that are no message (read on,
-    /// the next packet is not affected).
+    /// `WouldBlock` when there is none now; `UnexpectedEof` when the supervisor has closed the connection: another agent
+    /// has said Hello, this one did not read its events, or the container is gone; `InvalidData` for bytes that are no
+    /// message (read on, the next packet is not affected).
     pub fn recv(&self) -> io::Result<Message> {
         let mut buffer = [0; MAX_MESSAGE];
         let packet = match packet::recv(&self.fd, &mut buffer) {
@@ -107,7 +107,8 @@ impl Connection {
         Message::decode(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// Blocks until [`recv`](Self::recv) would give something, or the time is over (`None`: for ever). Whether there is something.
+    /// Blocks until [`recv`](Self::recv) would give something, or the time is over (`None`: for ever). Whether there is
+    /// something.
     ///
     /// # Errors
     /// As the system gives them; an interrupting signal is not one.

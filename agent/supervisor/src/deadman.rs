@@ -1,7 +1,8 @@
 //! The dead-man switch: a thread of its own that kills at the deadline whatever the rest of the program is doing.
 //!
-//! It allocates nothing, writes no log and touches no file: it reads atomics, waits on a timer and signals. `primary` is read before
-//! `deadline`, and written after it, so that it never sees a primary with a deadline older than the one that it was started under.
+//! It allocates nothing, writes no log and touches no file: it reads atomics, waits on a timer and signals. `primary` is
+//! read before `deadline`, and written after it, so that it never sees a primary with a deadline older than the one that
+//! it was started under.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -161,7 +162,8 @@ impl DeadMan {
         }
     }
 
-    /// Sleeps until an absolute time or a kick. The timer is absolute on `CLOCK_BOOTTIME`, so that a suspended machine wakes up to it.
+    /// Sleeps until an absolute time or a kick. The timer is absolute on `CLOCK_BOOTTIME`, so that a suspended machine
+    /// wakes up to it.
     fn wait(&self, until: u64) {
         let it_value = Timespec {
             tv_sec: i64::try_from(until / SECOND).unwrap_or(i64::MAX),

@@ -1,7 +1,7 @@
 //! SIGKILL to everything but the supervisor.
 //!
-//! `kill(-1)` is right for PID 1 of a PID namespace and a disaster for anybody else. The choice is made once, by looking at the own pid, can't
-//! be passed in, and is checked again right before the call.
+//! `kill(-1)` is right for PID 1 of a PID namespace and a disaster for anybody else. The choice is made once, by looking
+//! at the own pid, can't be passed in, and is checked again right before the call.
 
 use std::fs;
 use std::thread;
@@ -40,8 +40,8 @@ impl Killer {
         self.scope == Scope::Namespace
     }
 
-    /// SIGKILL to everything but the supervisor. When it returns as PID 1, the signal is pending in every process: none returns to
-    /// user mode. Otherwise it returns when none is left, or after half a second.
+    /// SIGKILL to everything but the supervisor. When it returns as PID 1, the signal is pending in every process: none
+    /// returns to user mode. Otherwise it returns when none is left, or after half a second.
     pub(crate) fn everything(self) {
         match self.scope {
             Scope::Namespace => sys::kill_namespace(),

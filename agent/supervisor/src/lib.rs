@@ -1,8 +1,8 @@
 //! The supervisor: PID 1 of the Postgres container, and the library to talk to it.
 //!
 //! The program (`pgwarden-supervisor --socket PATH [--probe-port N] [--grace SECONDS]`) is a small static binary that an init
-//! container puts into an `emptyDir`, so that stock `postgres` images run unmodified. It starts nothing by itself: the agent, in
-//! its own container, tells it over a Unix socket what to run. What it does on its own is to stop things:
+//! container puts into an `emptyDir`, so that stock `postgres` images run unmodified. It starts nothing by itself: the
+//! agent, in its own container, tells it over a Unix socket what to run. What it does on its own is to stop things:
 //!
 //! - **Dead-man switch.** While a primary runs, every process of the container is killed at an absolute deadline that only the
 //!   agent's grants move. A dead, frozen or isolated agent means a dead primary.
@@ -20,11 +20,11 @@
 //! | [`packet`] | one packet with descriptors, sent or received |
 //! | [`clock`] | `CLOCK_BOOTTIME` |
 //! | `main.rs`, `options.rs` | start of the program |
-//! | `state.rs`, `state/*` | every decision, pure: `handle(input, now) -> actions` |
-//! | `server.rs`, `server/*` | the loop: socket, signals, reaping; carries actions out |
+//! | `state.rs`, `state/*.rs` | every decision, pure: `handle(input, now) -> actions` |
+//! | `server.rs`, `server/*.rs` | the loop: socket, signals, reaping; carries actions out |
 //! | `deadman.rs` | the deadline's thread |
 //! | `kill.rs` | `kill(-1)` as PID 1, only descendants otherwise |
-//! | `spawn.rs`, `lock.rs`, `probe.rs`, `log.rs`, `sys.rs` | processes, volume lock, liveness, log lines, the few unsafe calls |
+//! | `spawn.rs`, `probe.rs`, `log.rs`, `sys.rs` | processes, liveness, log lines, the few unsafe calls |
 //!
 //! # For the agent's authors
 //!
@@ -43,6 +43,17 @@
 //!
 //! With tokio: `let fd = AsyncFd::new(connection)?;` then `let mut guard = fd.readable().await?;` and
 //! `guard.try_io(|fd| fd.get_ref().recv())`. Replies come in the order of the requests; events stand between them.
+//!
+//! # What it can't do
+//!
+//! - A standby that somebody promotes behind its back (`pg_promote()`, `pg_ctl promote` in a shell) has no deadline: the
+//!   agent has to notice it.
+//! - `Start`, `Run`, `Promote` and `Lock` touch files on the main thread. On a hung volume it stops answering, liveness
+//!   fails after 5 s and, as no grant is taken any more, a primary dies at its deadline: the switch is not affected.
+//! - Without PID 1 (a shared PID namespace) it kills its descendants one by one, which a fork can race with;
+//!   `Status::pid_one` tells.
+//! - A supervisor that is stopped from the node (SIGSTOP, a frozen cgroup) kills nothing: kubelet's liveness probe is the
+//!   third layer. From inside its namespace nobody can stop PID 1.
 //!
 //! A stock image's `STOPSIGNAL` (the official image has SIGINT) is treated as SIGTERM.
 

@@ -1,7 +1,7 @@
 //! Log lines: JSON to standard error, one `write` each, never waiting.
 //!
-//! Standard error is a pipe to the container runtime. If that is frozen the pipe fills up, and a supervisor that waited for it would stop
-//! answering; so a line that does not fit is dropped, and the next that fits says how many were.
+//! Standard error is a pipe to the container runtime. If that is frozen the pipe fills up, and a supervisor that waited
+//! for it would stop answering; so a line that does not fit is dropped, and the next that fits says how many were.
 
 use std::fmt::{self, Display, Write as _};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -78,8 +78,8 @@ fn prepare(options: &Options) -> io::Result<Server> {
     Ok(Server::new(state, sockets, signals, switch, killer, tick))
 }
 
-/// Keeps what is mapped now in memory, so that the way to the kill never waits for a disk. Best effort: where the limit is small it is left
-/// alone, because a locked stack that meets the limit can't grow.
+/// Keeps what is mapped now in memory, so that the way to the kill never waits for a disk. Best effort: where the limit
+/// is small it is left alone, because a locked stack that meets the limit can't grow.
 fn lock_memory() -> bool {
     const ENOUGH: u64 = 4 * 1024 * 1024;
     let limit = getrlimit(Resource::Memlock).current;

@@ -28,8 +28,8 @@ pub struct Packet {
 /// Sends one packet without waiting.
 ///
 /// # Errors
-/// `WouldBlock` when the other side's buffer is full; `InvalidInput` for more than [`MAX_FDS`] descriptors; `BrokenPipe` when the other side is
-/// gone. Nothing has been sent then.
+/// `WouldBlock` when the other side's buffer is full; `InvalidInput` for more than [`MAX_FDS`] descriptors; `BrokenPipe`
+/// when the other side is gone. Nothing has been sent then.
 pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

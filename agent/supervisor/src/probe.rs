@@ -1,7 +1,7 @@
 //! Liveness by HTTP: 200 while both the main loop and the dead-man thread have been seen within 5 s, 503 otherwise.
 //!
-//! The port is open to the cluster, so a peer that connects and says nothing must not hold up kubelet's probe: a few connections
-//! are served side by side from fixed memory, and the oldest makes room for the newest.
+//! The port is open to the cluster, so a peer that connects and says nothing must not hold up kubelet's probe: a few
+//! connections are served side by side from fixed memory, and the oldest makes room for the newest.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};

@@ -1,7 +1,7 @@
 //! The loop around [`State`]: waits, reaps, takes requests, carries actions out.
 //!
-//! Order matters in one place: before each request it is looked whether the dead-man switch has fired and who has died, so that a
-//! decision is never made on a world that is known to be gone.
+//! Order matters in one place: before each request it is looked whether the dead-man switch has fired and who has died,
+//! so that a decision is never made on a world that is known to be gone.
 
 mod sockets;
 

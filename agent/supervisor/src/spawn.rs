@@ -16,8 +16,8 @@ use crate::sys;
 /// Where Debian's packages, and so the official images, have the programs of each major version.
 const FALLBACK: &str = "/usr/lib/postgresql";
 
-/// Starts the postmaster; `descriptors` as [`Start`] documents them. `lock` is inherited: the volume stays locked until the last
-/// process is gone, not only until the supervisor is.
+/// Starts the postmaster; `descriptors` as [`Start`] documents them. `lock` is inherited: the volume stays locked until
+/// the last process is gone, not only until the supervisor is.
 pub(crate) fn postmaster(
     start: &Start,
     descriptors: Vec<OwnedFd>,

@@ -68,7 +68,8 @@ pub(crate) fn lock(file: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-/// Uid of the other side. Not by rustix: its `Pid` can't be 0, which is what the kernel says of a peer in another PID namespace.
+/// Uid of the other side. Not by rustix: its `Pid` can't be 0, which is what the kernel says of a peer in another PID
+/// namespace.
 pub(crate) fn peer_uid(socket: impl AsFd) -> io::Result<u32> {
     let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut length = libc::socklen_t::try_from(mem::size_of::<libc::ucred>()).unwrap_or(0);
@@ -93,7 +94,8 @@ pub(crate) fn single_heap() {
     }
 }
 
-/// Makes a command's process leader of its own session, with no signal blocked or ignored, and lets it inherit some descriptors.
+/// Makes a command's process leader of its own session, with no signal blocked or ignored, and lets it inherit some
+/// descriptors.
 pub(crate) fn detach(command: &mut Command, inherit: Vec<RawFd>) {
     use std::os::unix::process::CommandExt;
     let hook = move || {

@@ -1,4 +1,5 @@
-//! The real binary as PID 1 of a PID namespace, mostly with a real Postgres. Skipped where there are no namespaces (needs root).
+//! The real binary as PID 1 of a PID namespace, mostly with a real Postgres. Skipped where there are no namespaces (needs
+//! root).
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 

@@ -33,7 +33,7 @@ fn a_primary_needs_a_grant_and_dies_at_its_deadline() {
     let foreign =
         Request::Grant { epoch: 3, incarnation: Incarnation([9; 16]), deadline_ns: boottime_ns() + SECOND };
     assert_eq!(agent.refused(&foreign), RefusalCode::WrongIncarnation);
-    let deadline = agent.grant(3, milliseconds(900));
+    let deadline = agent.grant(3, milliseconds(1500));
     assert_eq!(agent.refused(&agent.grant_request(3, deadline - 1)), RefusalCode::DeadlineBackwards);
     assert_eq!(agent.refused(&agent.grant_request(2, deadline + 1)), RefusalCode::StaleEpoch);
     assert_eq!(
@@ -51,7 +51,7 @@ fn a_primary_needs_a_grant_and_dies_at_its_deadline() {
     let status = agent.hello();
     assert_eq!((status.fenced, status.grant, status.postmaster), (Some(3), None, None));
     // With a newer grant it may come back.
-    let deadline = agent.grant(3, milliseconds(700));
+    let deadline = agent.grant(3, milliseconds(1300));
     let (_, pipe) = agent.start(primary());
     ends_at(&pipe, deadline);
 }
@@ -60,15 +60,15 @@ fn a_primary_needs_a_grant_and_dies_at_its_deadline() {
 fn renewed_grants_keep_it_alive_and_quit_comes_before_kill() {
     let supervisor = Supervisor::start();
     let agent = supervisor.agent();
-    agent.grant(1, milliseconds(900));
+    agent.grant(1, milliseconds(1500));
     let (mut log, write) = std::io::pipe().unwrap();
     let text = "trap 'echo quit' QUIT; while :; do sleep 0.05; done";
     let (_, pipe) = agent.start_logging(script(Mode::Primary, 1, text, "/nowhere"), Some(write.as_fd()));
     drop(write);
-    let end = Instant::now() + milliseconds(1200);
+    let end = Instant::now() + milliseconds(1800);
     let mut deadline = 0;
     while Instant::now() < end {
-        deadline = agent.grant(1, milliseconds(900));
+        deadline = agent.grant(1, milliseconds(1500));
         assert!(!ended(&pipe, milliseconds(50)));
     }
     let mut said = [0; 5];
@@ -83,7 +83,7 @@ fn renewed_grants_keep_it_alive_and_quit_comes_before_kill() {
 fn a_primary_that_obeys_sigquit_is_fenced_all_the_same() {
     let supervisor = Supervisor::start();
     let agent = supervisor.agent();
-    let deadline = agent.grant(1, milliseconds(800));
+    let deadline = agent.grant(1, milliseconds(1400));
     let (_, pipe) = agent.start(script(Mode::Primary, 1, "exec sleep 1000", "/nowhere"));
     assert!(ended(&pipe, PATIENCE));
     assert!(boottime_ns() < deadline);
@@ -96,7 +96,7 @@ fn a_primary_that_obeys_sigquit_is_fenced_all_the_same() {
 fn a_stopped_postmaster_dies_too() {
     let supervisor = Supervisor::start();
     let agent = supervisor.agent();
-    let deadline = agent.grant(1, milliseconds(800));
+    let deadline = agent.grant(1, milliseconds(1400));
     let (pid, pipe) = agent.start(script(Mode::Primary, 1, DEAF, "/nowhere"));
     agent.done(&Request::Signal { pid, signal: libc::SIGSTOP });
     ends_at(&pipe, deadline);
@@ -122,7 +122,7 @@ fn a_standby_outlives_the_deadline_and_a_promoted_one_does_not() {
     agent.grant(2, milliseconds(200));
     assert!(!ended(&pipe, milliseconds(400)), "no deadline counts for a standby");
     assert_eq!(agent.refused(&promote), RefusalCode::NoGrant, "run out");
-    let deadline = agent.grant(2, milliseconds(900));
+    let deadline = agent.grant(2, milliseconds(1500));
     agent.done(&promote);
     let mut said = [0; 8];
     log.read_exact(&mut said).unwrap();
@@ -144,7 +144,7 @@ fn the_switch_works_while_the_main_loop_is_stuck() {
     let (_, pipe) = agent.start(script(Mode::Standby, 1, DEAF, &data));
     let fifo = format!("{data}/promote");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let deadline = agent.grant(1, milliseconds(800));
+    let deadline = agent.grant(1, milliseconds(1400));
     let id = agent.connection.send(&Request::Promote { epoch: 1, data_dir: data }, &[]).unwrap();
     ends_at(&pipe, deadline);
     assert!(http(supervisor.port).starts_with("HTTP/1.1 200"), "not yet stuck for long");
@@ -170,10 +170,10 @@ fn http(port: u16) -> String {
 fn agent_process() {
     let socket = std::env::var("SUPERVISOR_SOCKET").unwrap();
     let agent = Agent::connect(socket.as_ref());
-    agent.grant(5, milliseconds(900));
+    agent.grant(5, milliseconds(1500));
     let _pipe = agent.start(script(Mode::Primary, 5, DEAF, "/nowhere"));
     loop {
-        agent.grant(5, milliseconds(900));
+        agent.grant(5, milliseconds(1500));
         thread::sleep(milliseconds(100));
     }
 }
@@ -188,12 +188,12 @@ fn a_frozen_agent_means_a_dead_primary() {
         .spawn()
         .unwrap();
     until("its primary", || supervisor.descendants().len() == 3);
-    thread::sleep(milliseconds(1100));
+    thread::sleep(milliseconds(1700));
     assert_eq!(supervisor.descendants().len(), 3, "a living agent keeps it alive");
     signal_pid(agent.id(), "STOP");
     let frozen = Instant::now();
     until("its death", || supervisor.descendants().is_empty());
-    assert!(frozen.elapsed() < milliseconds(2500), "{:?}", frozen.elapsed());
+    assert!(frozen.elapsed() < milliseconds(3500), "{:?}", frozen.elapsed());
     // The next agent finds out, while the frozen one still holds its connection.
     let next = supervisor.agent();
     let status = next.hello();
@@ -313,7 +313,7 @@ fn what_is_not_in_the_image_is_said_clearly() {
     let nul = agent.run(tool(&["true", "a\0b"]), Stdio::default());
     assert!(matches!(nul, Reply::Refused(_)));
     // A failed start of a primary leaves nothing armed.
-    let deadline = agent.grant(1, milliseconds(600));
+    let deadline = agent.grant(1, milliseconds(1200));
     let start = start(Mode::Primary, 1, &["no-such-postgres"]);
     assert_eq!(agent.refused(&Request::Start(start)), RefusalCode::ProgramNotFound);
     let (_, pipe) = agent.start(script(Mode::Standby, 1, PLAIN, &supervisor.dir.standby()));
@@ -403,30 +403,37 @@ fn the_lock_lives_as_long_as_postgres_can() {
 
 #[test]
 fn sigterm_without_an_agent_stops_postgres_fast() {
-    for signal in ["TERM", "INT"] {
-        let mut supervisor = Supervisor::with(&["--grace", "3"], false);
-        let agent = supervisor.agent();
-        let note = supervisor.dir.path("stopped");
-        let text = format!(
-            "trap 'echo fast > {note}; exit 0' INT; trap '' TERM QUIT; echo up; while :; do sleep 0.02; done"
-        );
-        let (mut log, write) = std::io::pipe().unwrap();
-        let standby = script(Mode::Standby, 1, &text, &supervisor.dir.standby());
-        let _pipe = agent.start_logging(standby, Some(write.as_fd()));
-        log.read_exact(&mut [0; 3]).unwrap();
-        drop(agent);
-        let since = Instant::now();
-        supervisor.signal(signal);
-        assert!(supervisor.exit_status().success());
-        assert!(since.elapsed() < milliseconds(2900), "{:?}", since.elapsed());
-        assert_eq!(fs::read_to_string(note).unwrap(), "fast\n");
-        assert!(!supervisor.socket().exists());
-    }
+    // SIGINT is what the official image asks for.
+    thread::scope(|scope| {
+        for signal in ["TERM", "INT"] {
+            scope.spawn(move || stops_fast(signal));
+        }
+    });
+}
+
+fn stops_fast(signal: &str) {
+    let mut supervisor = Supervisor::with(&["--grace", "4"], false);
+    let agent = supervisor.agent();
+    let note = supervisor.dir.path("stopped");
+    let text = format!(
+        "trap 'echo fast > {note}; exit 0' INT; trap '' TERM QUIT; echo up; while :; do sleep 0.02; done"
+    );
+    let (mut log, write) = std::io::pipe().unwrap();
+    let standby = script(Mode::Standby, 1, &text, &supervisor.dir.standby());
+    let _pipe = agent.start_logging(standby, Some(write.as_fd()));
+    log.read_exact(&mut [0; 3]).unwrap();
+    drop(agent);
+    let since = Instant::now();
+    supervisor.signal(signal);
+    assert!(supervisor.exit_status().success());
+    assert!(since.elapsed() < milliseconds(3_500), "{:?}", since.elapsed());
+    assert_eq!(fs::read_to_string(note).unwrap(), "fast\n");
+    assert!(!supervisor.socket().exists());
 }
 
 #[test]
 fn sigterm_ends_in_time_even_when_postgres_is_deaf() {
-    let mut supervisor = Supervisor::with(&["--grace", "2"], false);
+    let mut supervisor = Supervisor::with(&["--grace", "4"], false);
     let agent = supervisor.agent();
     let (_, pipe) = agent.start(script(Mode::Standby, 1, DEAF, &supervisor.dir.standby()));
     let since = Instant::now();
@@ -434,7 +441,7 @@ fn sigterm_ends_in_time_even_when_postgres_is_deaf() {
     assert_eq!(agent.event(), Event::SigTerm);
     agent.done(&Request::SigTermAck);
     assert!(supervisor.exit_status().success());
-    assert!(since.elapsed() < milliseconds(2000), "{:?}", since.elapsed());
+    assert!(since.elapsed() < milliseconds(4000), "{:?}", since.elapsed());
     assert!(ended(&pipe, PATIENCE));
 }
 

@@ -4,9 +4,10 @@
 //! version u16, kind u16, request id u64, all little-endian), then the fields of that kind in the order of their declaration.
 //! File descriptors travel beside a request (`SCM_RIGHTS`), in the order that the request's documentation gives.
 //!
-//! *Compatibility.* The agent can be newer than the supervisor (patching the sidecar's image restarts only the sidecar) or, after
-//! a rollback, older. So a message that has been released is never changed: a change is a new kind. The supervisor answers an
-//! unknown kind with [`RefusalCode::UnknownRequest`]; the client reports an unknown event as [`Event::Unknown`].
+//! *Compatibility.* The agent can be newer than the supervisor (patching the sidecar's image restarts only the sidecar)
+//! or, after a rollback, older. So a message that has been released is never changed: a change is a new kind. The
+//! supervisor answers an unknown kind with [`RefusalCode::UnknownRequest`]; the client reports an unknown event as
+//! [`Event::Unknown`].
 
 mod reply;
 mod request;

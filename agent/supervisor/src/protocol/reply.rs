@@ -247,7 +247,8 @@ pub enum Reply {
     Refused(Refusal),
 }
 
-/// Told unasked, to the controlling connection only. What happens while none is there is in the next `Hello`, except the exits of tools.
+/// Told unasked, to the controlling connection only. What happens while none is there is in the next `Hello`, except the
+/// exits of tools.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The postmaster is gone, and so is every other process that had been left: tools die with it.
@@ -261,8 +262,8 @@ pub enum Event {
     },
     /// The pod is being deleted: answer with `SigTermAck` within 2 s, hand over, then `Exit`.
     SigTerm,
-    /// The switch has killed the primary: SIGKILL was sent to every process, at the deadline or, when the postmaster obeyed SIGQUIT,
-    /// at its end up to 500 ms before. A new primary needs a new grant. `PostmasterExited` follows.
+    /// The switch has killed the primary: SIGKILL was sent to every process, at the deadline or, when the postmaster
+    /// obeyed SIGQUIT, at its end up to 500 ms before. A new primary needs a new grant. `PostmasterExited` follows.
     DeadlineFired {
         /// Epoch of that primary.
         epoch: u64,

@@ -74,10 +74,11 @@ pub struct Start {
     pub env: Vec<String>,
     /// Working directory; the container's own when `None`.
     pub cwd: Option<String>,
-    /// A descriptor beside the message is the write end of the death pipe. The postmaster and everything that it forks inherit it,
-    /// the supervisor keeps no copy: EOF at the read end proves that no process of this start exists.
+    /// A descriptor beside the message is the write end of the death pipe. The postmaster and everything that it forks
+    /// inherit it, the supervisor keeps no copy: EOF at the read end proves that no process of this start exists.
     pub death_pipe: bool,
-    /// A descriptor beside the message (after the death pipe's) becomes standard output and error; without it they are the container's.
+    /// A descriptor beside the message (after the death pipe's) becomes standard output and error; without it they are
+    /// the container's.
     pub log: bool,
 }
 
@@ -98,8 +99,8 @@ pub struct Run {
     pub stdout: bool,
     /// The next descriptor is its standard error; the container's otherwise.
     pub stderr: bool,
-    /// SIGKILL to its process group once this connection is closed or displaced. `true` for everything that writes to the volume:
-    /// a half-done copy is never completed unattended.
+    /// SIGKILL to its process group once this connection is closed or displaced. `true` for everything that writes to the
+    /// volume: a half-done copy is never completed unattended.
     pub kill_on_disconnect: bool,
 }
 
@@ -107,11 +108,12 @@ pub struct Run {
 /// nothing has been done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Makes this connection the controlling one and displaces any other (which is closed, and its tools with it). It must be the
-    /// first message of a connection; anything else is refused before. Answer: [`Reply::Hello`](super::Reply::Hello).
+    /// Makes this connection the controlling one and displaces any other (which is closed, and its tools with it). It
+    /// must be the first message of a connection; anything else is refused before. Answer:
+    /// [`Reply::Hello`](super::Reply::Hello).
     Hello,
-    /// Moves the dead-man deadline. Refused when the incarnation is not this supervisor's, the epoch is lower than any seen, or the
-    /// deadline is earlier than the one in force, already past, or more than 120 s ahead. Answer: `Granted`.
+    /// Moves the dead-man deadline. Refused when the incarnation is not this supervisor's, the epoch is lower than any
+    /// seen, or the deadline is earlier than the one in force, already past, or more than 120 s ahead. Answer: `Granted`.
     ///
     /// The deadline is absolute, so compute it from the moment at which the renewal that justifies it was *sent*.
     Grant {
@@ -135,9 +137,9 @@ pub enum Request {
     /// (standby), or when the volume's lock was asked for and not got. Answer: `Started`.
     Start(Start),
     /// Promotes the running standby. Refused without a live grant of exactly `epoch`. From the decision on, before anything is
-    /// signalled, the postmaster counts as a primary. Writes the file `promote` and sends SIGUSR1. Answer `Done` means signalled,
-    /// not promoted. May be repeated with the same epoch. After a reply with [`RefusalCode::Io`](super::RefusalCode::Io) the
-    /// postmaster still counts as a primary.
+    /// signalled, the postmaster counts as a primary. Writes the file `promote` and sends SIGUSR1. Answer `Done` means
+    /// signalled, not promoted. May be repeated with the same epoch. After a reply with
+    /// [`RefusalCode::Io`](super::RefusalCode::Io) the postmaster still counts as a primary.
     Promote {
         /// Epoch to be primary of.
         epoch: u64,
@@ -149,8 +151,9 @@ pub enum Request {
         /// Which signal.
         mode: StopMode,
     },
-    /// SIGKILL to every process of the container but the supervisor, tools and `kubectl exec` sessions included. `Done` means that the signal is
-    /// pending in every one of them: none returns to user mode again. `PostmasterExited` and `ToolExited` follow.
+    /// SIGKILL to every process of the container but the supervisor, tools and `kubectl exec` sessions included. `Done`
+    /// means that the signal is pending in every one of them: none returns to user mode again. `PostmasterExited` and
+    /// `ToolExited` follow.
     KillAll,
     /// SIGHUP to the postmaster. Answer: `Done`.
     Reload,
@@ -173,12 +176,13 @@ pub enum Request {
     },
     /// Keeps bytes (at most 8 KiB) for the next `Hello`. Answer: `Done`.
     SetNote(Vec<u8>),
-    /// "I know of the SIGTERM and am at it." Without it within 2 s of the SIGTERM, or of the loss of the connection, the supervisor stops Postgres by itself.
-    /// Answer: `Done`.
+    /// "I know of the SIGTERM and am at it." Without it within 2 s of the SIGTERM, or of the loss of the connection, the
+    /// supervisor stops Postgres by itself. Answer: `Done`.
     SigTermAck,
-    /// Takes a write lock (open file description lock) on a file, made if it is missing, and keeps it until the supervisor *and everything that it
-    /// started afterwards* are gone. Does not wait. Repeating it is fine; another path than before is refused. Answer: `Done`,
-    /// or refused with `LockedElsewhere`, after which `Start` and `Run` are refused until it succeeds.
+    /// Takes a write lock (open file description lock) on a file, made if it is missing, and keeps it until the
+    /// supervisor *and everything that it started afterwards* are gone. Does not wait. Repeating it is fine; another path
+    /// than before is refused. Answer: `Done`, or refused with `LockedElsewhere`, after which `Start` and `Run` are
+    /// refused until it succeeds.
     Lock {
         /// Absolute path.
         path: String,

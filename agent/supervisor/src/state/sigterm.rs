@@ -1,7 +1,7 @@
 //! What happens between SIGTERM and the end of the pod's grace period.
 //!
-//! The agent hands over and says `Exit`. If it does not answer, or time gets short, Postgres is stopped from here: fast, then immediate,
-//! then everything is killed, always in this order and always before kubelet does it.
+//! The agent hands over and says `Exit`. If it does not answer, or time gets short, Postgres is stopped from here: fast,
+//! then immediate, then everything is killed, always in this order and always before kubelet does it.
 
 use pgwarden_supervisor::clock::{MILLISECOND, SECOND};
 

@@ -1,3 +1,5 @@
+use pgwarden_supervisor::clock::SECOND;
+
 use super::*;
 
 const OURS: Incarnation = Incarnation([1; 16]);

@@ -1,6 +1,8 @@
 //! A small world around the state: a postmaster, a dead-man switch, a clock. Every sequence of events up to a depth, and long
 //! random ones, must keep the invariants.
 
+use pgwarden_supervisor::clock::SECOND;
+
 use super::*;
 
 const OURS: Incarnation = Incarnation([7; 16]);
