@@ -147,7 +147,7 @@ pub async fn run(
     mut progress: impl FnMut(Progress),
 ) -> Result<(Identity, ControlFile), CloneError> {
     let dir = datadir::clone_dir(config);
-    datadir::remove_left_overs(config).await?;
+    datadir::make_room(config).await?;
     let available = datadir::disk(config).await?.available_bytes;
     let host = || source.upstream.host.clone();
     tracing::info!(uuid = identity.uuid, from = host(), slot = source.slot, available, "base backup starts");

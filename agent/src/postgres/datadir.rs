@@ -43,6 +43,12 @@ pub enum DatadirError {
         /// The data directory.
         path: PathBuf,
     },
+    /// A UUID stands for one data directory only: its data may have voted, the next one's has not.
+    #[error("identity {uuid} was another data directory's on this volume")]
+    Reused {
+        /// The identity.
+        uuid: String,
+    },
     /// What was made can't be read.
     #[error("failed to read the control file of {}", path.display())]
     Control {
@@ -220,48 +226,27 @@ fn judge(seen: Seen, major: u32) -> Found {
     }
 }
 
-/// Begins to make a data directory: gives it its identity, durably, before anything else is done. The UUID of an interrupted
-/// attempt of the same kind goes on; anything else gets a new one.
+/// Begins to make a data directory: gives it its identity, durably, before anything else is done.
 ///
 /// # Errors
-/// [`DatadirError::Exists`] when there is a data directory.
-pub async fn begin(config: &Config, phase: Phase, promised_epoch: u64) -> Result<Identity, DatadirError> {
-    let at = config.clone();
+/// [`DatadirError::Exists`] when there is a data directory, [`DatadirError::Reused`] when data of this UUID has existed.
+pub async fn begin(
+    config: &Config,
+    phase: Phase,
+    uuid: &str,
+    promised_epoch: u64,
+) -> Result<Identity, DatadirError> {
+    let (at, uuid) = (config.clone(), uuid.to_owned());
     run(config, "begin", move || {
-        let old = load_identity(&at)?;
         // An empty directory is none; rename would replace it, but a stranger's file must not be lost.
         if see_pgdata(&at.pgdata())?.is_some_and(|pgdata| !pgdata.empty) {
             return Err(DatadirError::Exists { path: at.pgdata() });
         }
-        let promised_epoch = promised_epoch.max(old.as_ref().map_or(0, |old| old.promised_epoch));
-        let uuid = old
-            .filter(|old| old.phase == phase)
-            .map_or_else(|| uuid::Uuid::new_v4().to_string(), |old| old.uuid);
-        let identity = Identity { uuid, promised_epoch, phase, made_by: phase };
-        save_identity(&at, &identity)?;
-        Ok(identity)
-    })
-    .await
-}
-
-/// [`begin`] with an identity that was chosen before: the record names it already. A promise binds the identity that gave it, so
-/// another identity begins with `promised_epoch` alone.
-///
-/// # Errors
-/// [`DatadirError::Exists`] when there is a data directory.
-pub async fn begin_as(
-    config: &Config,
-    phase: Phase,
-    uuid: String,
-    promised_epoch: u64,
-) -> Result<Identity, DatadirError> {
-    let at = config.clone();
-    run(config, "begin", move || {
-        let old = load_identity(&at)?.filter(|old| old.uuid == uuid);
-        if see_pgdata(&at.pgdata())?.is_some_and(|pgdata| !pgdata.empty) {
-            return Err(DatadirError::Exists { path: at.pgdata() });
+        let had_data =
+            |old: &Identity| old.uuid == uuid && matches!(old.phase, Phase::Complete | Phase::Rewind);
+        if load_identity(&at)?.as_ref().is_some_and(had_data) {
+            return Err(DatadirError::Reused { uuid });
         }
-        let promised_epoch = promised_epoch.max(old.map_or(0, |old| old.promised_epoch));
         let identity = Identity { uuid, promised_epoch, phase, made_by: phase };
         save_identity(&at, &identity)?;
         Ok(identity)
@@ -348,17 +333,38 @@ pub async fn set_aside(config: &Config) -> Result<PathBuf, DatadirError> {
     .await
 }
 
-/// Removes what an interrupted initdb or clone left.
+/// Removes what an interrupted initdb, clone or rewind left, and its identity; nothing else. [`inspect`] finds the volume empty then.
 ///
 /// # Errors
 /// When something could not be removed.
-pub async fn remove_left_overs(config: &Config) -> Result<(), DatadirError> {
-    let dirs = [initdb_dir(config), clone_dir(config)];
-    run(config, "remove left-overs", move || {
-        dirs.iter().try_for_each(|dir| files::remove_tree(dir))?;
+pub async fn discard(config: &Config) -> Result<(), DatadirError> {
+    let at = config.clone();
+    run(config, "discard", move || {
+        clear_temporary(&at)?;
+        let Some(identity) = load_identity(&at)? else { return Ok(()) };
+        if identity.phase == Phase::Rewind {
+            // Neither what it was nor what it was to become.
+            files::remove_tree(&at.pgdata())?;
+        }
+        if identity.phase != Phase::Complete && see_pgdata(&at.pgdata())?.is_none() {
+            files::remove(&identity_path(&at))?;
+            files::sync_parent(&at.pgdata())?;
+        }
         Ok(())
     })
     .await
+}
+
+/// Removes what an earlier attempt left where the next one wants to work.
+pub(crate) async fn make_room(config: &Config) -> Result<(), DatadirError> {
+    let at = config.clone();
+    run(config, "remove left-overs", move || clear_temporary(&at)).await
+}
+
+fn clear_temporary(config: &Config) -> Result<(), DatadirError> {
+    files::remove_tree(&initdb_dir(config))?;
+    files::remove_tree(&clone_dir(config))?;
+    Ok(())
 }
 
 /// Before a start: mode 0700 (an fsGroup changes it), and no `postmaster.pid` of a dead container, whose process id may be taken
@@ -499,42 +505,55 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn identity_outlives_interruptions_but_not_its_data() {
+    async fn an_identity_stands_for_one_data_directory() {
         let dir = testing::scratch("datadir");
         let config = testing::config(&dir);
         fs::create_dir_all(&config.data_mount).unwrap();
         assert_eq!(inspect(&config).await.unwrap(), Found::Empty { promised_epoch: 0 });
 
-        let first = begin(&config, Phase::Clone, 3).await.unwrap();
+        let first = begin(&config, Phase::Clone, "one", 3).await.unwrap();
+        fs::create_dir(clone_dir(&config)).unwrap();
         let found = inspect(&config).await.unwrap();
         assert_eq!(found, Found::Interrupted { what: Phase::Clone, identity: first.clone() });
-        let again = begin(&config, Phase::Clone, 2).await.unwrap();
-        assert_eq!((again.uuid.as_str(), again.promised_epoch), (first.uuid.as_str(), 3));
-        let other = begin(&config, Phase::Initdb, 0).await.unwrap();
-        assert_ne!(other.uuid, first.uuid, "what a clone was known as is not what an initdb makes");
+        assert_eq!(begin(&config, Phase::Clone, "one", 3).await.unwrap(), first, "the same is begun again");
+        discard(&config).await.unwrap();
+        assert!(!clone_dir(&config).exists());
+        assert_eq!(inspect(&config).await.unwrap(), Found::Empty { promised_epoch: 0 });
 
-        fs::create_dir(clone_dir(&config)).unwrap();
-        fs::write(clone_dir(&config).join("PG_VERSION"), "17\n").unwrap();
-        let complete = install(&config, clone_dir(&config), &other).await.unwrap();
+        let second = begin(&config, Phase::Initdb, "two", 3).await.unwrap();
+        fs::create_dir(initdb_dir(&config)).unwrap();
+        fs::write(initdb_dir(&config).join("PG_VERSION"), "17\n").unwrap();
+        let complete = install(&config, initdb_dir(&config), &second).await.unwrap();
         let mode = fs::metadata(config.pgdata()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
-        assert!(matches!(begin(&config, Phase::Clone, 0).await, Err(DatadirError::Exists { .. })));
+        assert!(matches!(begin(&config, Phase::Clone, "x", 0).await, Err(DatadirError::Exists { .. })));
         // No control file in it: not to be started.
         assert!(matches!(inspect(&config).await.unwrap(), Found::Foreign { promised_epoch: 3, .. }));
+        discard(&config).await.unwrap();
+        assert!(config.pgdata().join("PG_VERSION").exists(), "only what was interrupted is discarded");
 
         let promised = promise(&config, &complete, 9).await.unwrap();
         assert_eq!(promise(&config, &promised, 4).await.unwrap().promised_epoch, 9, "never lower");
         let aside = set_aside(&config).await.unwrap();
         assert!(aside.join("PG_VERSION").exists());
         assert_eq!(inspect(&config).await.unwrap(), Found::Empty { promised_epoch: 9 });
-        let next = begin(&config, Phase::Clone, 0).await.unwrap();
-        assert_ne!(next.uuid, complete.uuid);
+        assert!(matches!(begin(&config, Phase::Clone, "two", 0).await, Err(DatadirError::Reused { .. })));
+        begin(&config, Phase::Clone, "three", 0).await.unwrap();
 
         // A crash between the rename and the last write of the identity, then another lineage.
         fs::create_dir(config.pgdata()).unwrap();
         fs::write(config.pgdata().join("PG_VERSION"), "17\n").unwrap();
         set_aside(&config).await.unwrap();
-        assert_ne!(begin(&config, Phase::Clone, 0).await.unwrap().uuid, next.uuid);
+        assert!(matches!(begin(&config, Phase::Clone, "three", 0).await, Err(DatadirError::Reused { .. })));
+
+        // Half rewound: of no use to anybody.
+        let four = begin(&config, Phase::Clone, "four", 0).await.unwrap();
+        fs::create_dir(config.pgdata()).unwrap();
+        fs::write(config.pgdata().join("PG_VERSION"), "17\n").unwrap();
+        set_phase(&config, &four, Phase::Rewind).await.unwrap();
+        assert!(matches!(inspect(&config).await.unwrap(), Found::Interrupted { what: Phase::Rewind, .. }));
+        discard(&config).await.unwrap();
+        assert_eq!(inspect(&config).await.unwrap(), Found::Empty { promised_epoch: 0 });
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -78,7 +78,7 @@ pub async fn run(
 ) -> Result<(Identity, ControlFile), InitdbError> {
     let dir = datadir::initdb_dir(config);
     let argv = arguments(config.version, &dir.to_string_lossy(), args).map_err(InitdbError::Arguments)?;
-    datadir::remove_left_overs(config).await?;
+    datadir::make_room(config).await?;
     let available = datadir::disk(config).await?.available_bytes;
     tracing::info!(uuid = identity.uuid, argv = argv.join(" "), available, "initdb starts");
     let output = supervisor.run_tool(Tool::new(argv)).await.map_err(|error| match error {

@@ -7,7 +7,9 @@ pub mod clone;
 pub mod control_file;
 pub mod datadir;
 pub mod files;
+pub mod hba;
 pub mod initdb;
+pub mod settings;
 pub mod sql;
 #[cfg(test)]
 pub(crate) mod testing;
