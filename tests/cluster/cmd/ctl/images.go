@@ -25,7 +25,7 @@ var postgresImages = []struct{ version, suite, data string }{
 	{"18", "sid", "/var/lib/postgresql/18/docker"},
 }
 
-func imageRecipe() (string, error) { return fingerprint([]string{"1"}, sources("images")) }
+func imageRecipe() (string, error) { return fingerprint([]string{"2"}, sources("images")) }
 
 func postgresArchive(recipe, version string) string {
 	return filepath.Join(cacheDir(), "images-"+recipe, "postgres-"+version+".tar")
@@ -49,12 +49,15 @@ func buildPostgresImages() error {
 		defer os.Remove(rootfs)
 		if err := inMemory(func(dir string) error {
 			return run("env", "TMPDIR="+dir, "mmdebstrap", "--quiet", "--variant=minbase",
+				// The socket directory is in /run.
+				"--skip=cleanup/run",
 				"--include=locales,ca-certificates,postgresql-"+image.version,
 				"--essential-hook='"+sources("images/before-packages.sh")+`' "$1"`,
 				"--customize-hook='"+sources("images/after-packages.sh")+`' "$1"`,
 				"--dpkgopt=force-confold",
 				// A mirror may stand still for longer than a release file is good for.
-				`--aptopt=Acquire::Check-Valid-Until "false"`, "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+				`--aptopt=Acquire::Check-Valid-Until "false"`,
+				"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
 				"--dpkgopt=path-exclude=/usr/share/locale/*/LC_MESSAGES/*",
 				image.suite, rootfs)
 		}); err != nil {

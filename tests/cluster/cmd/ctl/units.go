@@ -127,8 +127,8 @@ func (c *Cluster) nodeMachine(p Programs, h Host) (Machine, error) {
 	}
 	for name, content := range map[string]string{
 		"containerd.toml":      containerdConfig,
-		"kubelet.yaml":         strings.NewReplacer("GROUP", c.group(h.Name), "DNS", c.serviceIP(10)).Replace(kubeletConfig),
-		"cni/10-node.conflist": strings.NewReplacer("SUBNET", c.podNet(h.Node)).Replace(cniConfig),
+		"kubelet.yaml":         strings.NewReplacer("@GROUP@", c.group(h.Name), "@DNS@", c.serviceIP(10)).Replace(kubeletConfig),
+		"cni/10-node.conflist": strings.NewReplacer("@SUBNET@", c.podNet(h.Node)).Replace(cniConfig),
 	} {
 		if err := writeFile(disk+"/"+name, []byte(content), 0o644); err != nil {
 			return m, err
@@ -155,7 +155,7 @@ const cniConfig = `{
   "cniVersion": "0.4.0", "name": "pods",
   "plugins": [
     {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
-     "ipam": {"type": "host-local", "dataDir": "/run/ipam", "ranges": [[{"subnet": "SUBNET"}]], "routes": [{"dst": "0.0.0.0/0"}]}}
+     "ipam": {"type": "host-local", "dataDir": "/run/ipam", "ranges": [[{"subnet": "@SUBNET@"}]], "routes": [{"dst": "0.0.0.0/0"}]}}
   ]
 }
 `
@@ -167,12 +167,12 @@ authorization: {mode: Webhook}
 tlsCertFile: /run/node/pki/kubelet.crt
 tlsPrivateKeyFile: /run/node/pki/kubelet.key
 cgroupDriver: cgroupfs
-cgroupRoot: GROUP
+cgroupRoot: "@GROUP@"
 cgroupsPerQOS: true
 enforceNodeAllocatable: []
 failSwapOn: false
 oomScoreAdj: 0
-clusterDNS: [DNS]
+clusterDNS: ["@DNS@"]
 clusterDomain: cluster.local
 resolvConf: ""
 podLogsDir: /run/node/pods

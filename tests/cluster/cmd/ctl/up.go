@@ -220,7 +220,7 @@ func (c *Cluster) makeObjects() error {
 		a.create("/apis/admissionregistration.k8s.io/v1beta1/mutatingadmissionpolicybindings",
 			`{"metadata": {"name": "node-size"}, "spec": {"policyName": "node-size"}}`),
 		a.create("/apis/storage.k8s.io/v1/storageclasses", `{"metadata": {"name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
-			"provisioner": "pgwarden.test/loop", "volumeBindingMode": "WaitForFirstConsumer", "reclaimPolicy": "Delete", "allowVolumeExpansion": true}`),
+			"provisioner": "pgwarden.test/loop", "volumeBindingMode": "WaitForFirstConsumer", "reclaimPolicy": "Delete"}`),
 		a.create("/api/v1/namespaces/kube-system/services", fmt.Sprintf(`{"metadata": {"name": "kube-dns"}, "spec": {"clusterIP": %q,
 			"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]}}`, c.serviceIP(10))),
 		a.create("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", fmt.Sprintf(`{"metadata": {"name": "kube-dns",

@@ -17,7 +17,6 @@ import (
 
 	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -120,11 +119,8 @@ func (p *provisioner) reconcile(ctx context.Context, key string) error {
 	if err != nil {
 		return ignoreGone(err)
 	}
-	if claim.DeletionTimestamp != nil || claim.Annotations[storageProvisioner] != name {
+	if claim.DeletionTimestamp != nil || claim.Spec.VolumeName != "" || claim.Annotations[storageProvisioner] != name {
 		return nil
-	}
-	if claim.Spec.VolumeName != "" {
-		return p.grow(ctx, claim)
 	}
 	if node := claim.Annotations[selectedNode]; node != "" {
 		return p.provision(ctx, claim, node)
@@ -182,35 +178,6 @@ func (p *provisioner) reclaim(ctx context.Context, volume *core.PersistentVolume
 	return ignoreGone(p.client.CoreV1().PersistentVolumes().Delete(ctx, volume.Name, meta.DeleteOptions{}))
 }
 
-// grow follows a claim that asks for more, while the volume is in use.
-func (p *provisioner) grow(ctx context.Context, claim *core.PersistentVolumeClaim) error {
-	want := claim.Spec.Resources.Requests[core.ResourceStorage]
-	have := claim.Status.Capacity[core.ResourceStorage]
-	if claim.Status.Phase != core.ClaimBound || want.Cmp(have) <= 0 {
-		return nil
-	}
-	volume, err := p.volumes(claim.Spec.VolumeName)
-	if err != nil {
-		return err
-	}
-	node, id := place(volume)
-	if err := p.growDisk(node, id, want.Value()); err != nil {
-		return err
-	}
-	if capacity := volume.Spec.Capacity[core.ResourceStorage]; capacity.Cmp(want) < 0 {
-		volume = volume.DeepCopy()
-		volume.Spec.Capacity[core.ResourceStorage] = want
-		if _, err := p.client.CoreV1().PersistentVolumes().Update(ctx, volume, meta.UpdateOptions{}); err != nil {
-			return err
-		}
-	}
-	claim = claim.DeepCopy()
-	claim.Status.Capacity = core.ResourceList{core.ResourceStorage: resource.MustParse(want.String())}
-	claim.Status.Conditions = nil
-	_, err = p.client.CoreV1().PersistentVolumeClaims(claim.Namespace).UpdateStatus(ctx, claim, meta.UpdateOptions{})
-	return err
-}
-
 // place reads node and id back from where provision wrote them.
 func place(volume *core.PersistentVolume) (node, id string) {
 	return volume.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values[0], filepath.Base(volume.Spec.Local.Path)
@@ -259,22 +226,6 @@ func (p *provisioner) removeDisk(node, id string) error {
 		}
 	}
 	return nil
-}
-
-func (p *provisioner) growDisk(node, id string, size int64) error {
-	file, point := p.paths(node, id)
-	if err := os.Truncate(file, size); err != nil {
-		return err
-	}
-	device, err := exec.Command("findmnt", "-no", "SOURCE", point).Output()
-	if err != nil {
-		return fmt.Errorf("%s isn't mounted: %w", point, err)
-	}
-	loop := strings.TrimSpace(string(device))
-	if err := run("losetup", "-c", loop); err != nil {
-		return err
-	}
-	return run("resize2fs", loop)
 }
 
 func mounted(point string) bool {
