@@ -47,7 +47,8 @@ pub enum GrpcError {
 /// When the port cannot be bound.
 pub async fn serve(config: Config, store: tls::Store, bus: Bus) -> Result<(), GrpcError> {
     let address = config.listen(config.agent_port);
-    let listener = TcpListener::bind(address).await.map_err(|source| GrpcError::Listen { address, source })?;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| GrpcError::Listen { address, source })?;
     serve_on(listener, store, bus).await
 }
 

@@ -14,9 +14,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use pgwarden_proto::{
     identity::CertRole,
-    v1::{
-        HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, peer_client::PeerClient as Stub,
-    },
+    v1::{HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, peer_client::PeerClient as Stub},
 };
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -220,7 +218,9 @@ impl Connector {
         let role = leaf.ok_or(tls::IdentityError::Missing).and_then(|leaf| self.store.owner().role_of(leaf));
         match role {
             Ok(CertRole::Server) => Ok(TokioIo::new(stream)),
-            Ok(role) => Err(std::io::Error::other(format!("the certificate there is of role {role}, not server"))),
+            Ok(role) => {
+                Err(std::io::Error::other(format!("the certificate there is of role {role}, not server")))
+            }
             Err(error) => Err(std::io::Error::other(error)),
         }
     }

@@ -15,10 +15,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::AtomicU64,
-    },
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -128,7 +125,7 @@ impl Store {
             current: watch::Sender::new(Arc::default()),
             counters: Counters::default(),
         }));
-        store.refresh().await;
+        store.look().await;
         store
     }
 
@@ -149,14 +146,19 @@ impl Store {
         }
     }
 
-    /// Looks once; true when Postgres must reload, until [`Self::run`] has said so.
+    /// Looks once; true when Postgres' files have changed since this was last asked: it must reload. The first time counts, as the
+    /// agent may have restarted beside a running Postgres.
     pub async fn refresh(&self) -> bool {
+        self.look().await;
+        self.0.slots.lock().is_ok_and(|mut slots| std::mem::take(&mut slots.unsignalled))
+    }
+
+    /// File I/O, off the runtime: a Secret's tmpfs may be swapped out.
+    async fn look(&self) {
         let inner = Arc::clone(&self.0);
-        // File I/O, off the runtime: a Secret's tmpfs may be swapped out.
-        tokio::task::spawn_blocking(move || inner.refresh()).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "the look at the certificates failed");
-            false
-        })
+        if let Err(error) = tokio::task::spawn_blocking(move || inner.refresh()).await {
+            tracing::error!(%error, "failed to look at the certificates");
+        }
     }
 
     /// Hash of the certificate in use, one a role: `InstanceStatus.certificates`.
@@ -229,8 +231,8 @@ impl Store {
 }
 
 impl Inner {
-    fn refresh(&self) -> bool {
-        let Ok(mut slots) = self.slots.lock() else { return false };
+    fn refresh(&self) {
+        let Ok(mut slots) = self.slots.lock() else { return };
         let slots = &mut *slots;
         let mut replaced = false;
         for role in ROLES {
@@ -241,7 +243,6 @@ impl Inner {
             self.publish(slots);
         }
         self.announce(slots, replaced);
-        std::mem::take(&mut slots.unsignalled)
     }
 
     /// True when another certificate or authority is in use now.
@@ -307,7 +308,8 @@ impl Inner {
 
     fn publish(&self, slots: &mut Slots) {
         let loaded = |role| slots.roles.get(&role).and_then(|slot| slot.loaded.clone());
-        let (Some(server), Some(replication)) = (loaded(CertRole::Server), loaded(CertRole::Replication)) else {
+        let (Some(server), Some(replication)) = (loaded(CertRole::Server), loaded(CertRole::Replication))
+        else {
             // Never a part of them: Postgres would start without the other half.
             slots.unpublished = Some("a certificate for Postgres is missing".into());
             return;
@@ -351,7 +353,9 @@ impl Inner {
         let (server, peer) = match replaced {
             // A kept configuration keeps its identity: nothing is rebuilt for a changed problem.
             false => (before.server.clone(), before.peer.clone()),
-            true => (of(CertRole::Server).and_then(server_config), of(CertRole::Peer).and_then(client_config)),
+            true => {
+                (of(CertRole::Server).and_then(server_config), of(CertRole::Peer).and_then(client_config))
+            }
         };
         self.current.send_replace(Arc::new(Current {
             generation: before.generation + u64::from(replaced),
@@ -377,7 +381,9 @@ impl Inner {
                 ),
                 (Some(failure), None) => add(
                     "CertificateInvalid",
-                    format!("Secret {secret} cannot be used, and there is no certificate before it: {failure}"),
+                    format!(
+                        "Secret {secret} cannot be used, and there is no certificate before it: {failure}"
+                    ),
                 ),
                 (None, _) => {}
             }
@@ -399,7 +405,10 @@ impl Inner {
             }
         }
         if let Some(failure) = &slots.unpublished {
-            add("CertificateNotWritten", format!("certificates could not be put where Postgres reads them: {failure}"));
+            add(
+                "CertificateNotWritten",
+                format!("certificates could not be put where Postgres reads them: {failure}"),
+            );
         }
         problems
     }
@@ -407,7 +416,11 @@ impl Inner {
 
 /// Names of certificate and key in `tls_dir`.
 fn copies(role: CertRole) -> [&'static str; 2] {
-    if role == CertRole::Server { ["server.crt", "server.key"] } else { ["replication.crt", "replication.key"] }
+    if role == CertRole::Server {
+        ["server.crt", "server.key"]
+    } else {
+        ["replication.crt", "replication.key"]
+    }
 }
 
 /// Name of the authority in `tls_dir`: whom Postgres and its replicas trust.

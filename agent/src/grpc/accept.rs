@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pgwarden_proto::identity::CertRole;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     time::{sleep, timeout},
@@ -28,6 +29,8 @@ use crate::tls::{self, IdentityError, Store};
 
 /// A handshake takes one round trip; kubelet and people are given five seconds.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// For the other side to read an alert.
+const LINGER: Duration = Duration::from_secs(1);
 /// Connections that have not shown a certificate yet.
 const HANDSHAKES_AT_ONCE: usize = 32;
 /// For calls under way when a connection is let go.
@@ -76,15 +79,18 @@ struct Shared {
 impl Shared {
     fn new(store: Store, dispatch: Dispatch) -> Self {
         let roles = CertRole::ALL.into_iter().map(Some).chain([None]);
-        let places =
-            roles.map(|role| (role, Arc::new(Semaphore::new(methods::connections(role))))).collect();
+        let places = roles.map(|role| (role, Arc::new(Semaphore::new(methods::connections(role))))).collect();
         Self { store, dispatch, places, quiet: Quiet::new() }
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, address: SocketAddr, keep: Keep) {
         let (generation, stream) = match timeout(HANDSHAKE, self.handshake(stream)).await {
             Ok(Ok(done)) => done,
-            Ok(Err(error)) => return self.refused(address, &error),
+            Ok(Err((error, stream))) => {
+                self.refused(address, &error);
+                // It is to read the alert that tells it why.
+                return linger(stream).await;
+            }
             Err(_) => return self.refused(address, &"no handshake in time"),
         };
         keep.keep();
@@ -106,11 +112,18 @@ impl Shared {
         self.store.counters().connections.fetch_sub(1, Relaxed);
     }
 
-    async fn handshake(&self, stream: TcpStream) -> std::io::Result<(u64, TlsStream<TcpStream>)> {
-        let (generation, config) =
-            self.store.server().ok_or_else(|| std::io::Error::other("no server certificate is loaded"))?;
-        stream.set_nodelay(true)?;
-        Ok((generation, TlsAcceptor::from(config).accept(stream).await?))
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+    ) -> Result<(u64, TlsStream<TcpStream>), (std::io::Error, TcpStream)> {
+        let Some((generation, config)) = self.store.server() else {
+            return Err((std::io::Error::other("no server certificate is loaded"), stream));
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            return Err((error, stream));
+        }
+        let stream = TlsAcceptor::from(config).accept(stream).into_fallible().await?;
+        Ok((generation, stream))
     }
 
     fn refused(&self, address: SocketAddr, reason: &dyn std::fmt::Display) {
@@ -149,6 +162,17 @@ impl Shared {
     }
 }
 
+/// Closes so that the other side reads what was written last: with its bytes unread, the kernel would send a reset, which discards it.
+async fn linger(mut stream: TcpStream) {
+    let mut rest = [0; 1024];
+    let drain = async {
+        stream.shutdown().await?;
+        while stream.read(&mut rest).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, drain).await;
+}
+
 fn builder() -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -164,7 +188,11 @@ fn builder() -> http2::Builder<TokioExecutor> {
 }
 
 /// Waits until the chain has run out, or its authority is trusted no more.
-async fn no_longer_accepted(store: &Store, mut generation: u64, chain: &[CertificateDer<'_>]) -> rustls::Error {
+async fn no_longer_accepted(
+    store: &Store,
+    mut generation: u64,
+    chain: &[CertificateDer<'_>],
+) -> rustls::Error {
     loop {
         let end = chain.first().and_then(tls::not_after).unwrap_or(0);
         let left = Duration::from_secs(end.saturating_sub(UnixTime::now().as_secs()));

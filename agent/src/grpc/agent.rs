@@ -72,7 +72,10 @@ impl Peer for PeerService {
         ask(&self.bus, bus::Request::Join, request.into_inner(), PEER_ANSWER).await
     }
 
-    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatResponse>, Status> {
         ask(&self.bus, bus::Request::Heartbeat, request.into_inner(), PEER_ANSWER).await
     }
 }
@@ -92,6 +95,8 @@ async fn ask<Q, A>(
     };
     match timeout(within, asked).await {
         Ok(answer) => answer.map(Response::new),
-        Err(_) => Err(Status::deadline_exceeded(format!("the agent did not answer within {} s", within.as_secs()))),
+        Err(_) => {
+            Err(Status::deadline_exceeded(format!("the agent did not answer within {} s", within.as_secs())))
+        }
     }
 }

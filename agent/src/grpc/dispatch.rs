@@ -14,12 +14,7 @@ use pgwarden_proto::{
     v1::{agent_server::AgentServer, peer_server::PeerServer},
 };
 use tokio::sync::{Semaphore, watch};
-use tonic::{
-    Status,
-    body::Body,
-    codegen::Service,
-    server::NamedService,
-};
+use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::{GrpcError, MAX_MESSAGE, MAX_PEER_MESSAGE, agent, limits::Quiet, methods};
@@ -53,7 +48,11 @@ struct Inner {
 }
 
 impl Dispatch {
-    pub(super) fn new(store: &Store, bus: &Bus, health: HealthServer<impl Health>) -> Result<Self, GrpcError> {
+    pub(super) fn new(
+        store: &Store,
+        bus: &Bus,
+        health: HealthServer<impl Health>,
+    ) -> Result<Self, GrpcError> {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(pgwarden_proto::DESCRIPTORS)
@@ -67,7 +66,8 @@ impl Dispatch {
             .max_decoding_message_size(MAX_PEER_MESSAGE)
             .max_encoding_message_size(MAX_PEER_MESSAGE);
         let v1 = reflection().build_v1().map_err(failed)?.max_decoding_message_size(MAX_PEER_MESSAGE);
-        let v1alpha = reflection().build_v1alpha().map_err(failed)?.max_decoding_message_size(MAX_PEER_MESSAGE);
+        let v1alpha =
+            reflection().build_v1alpha().map_err(failed)?.max_decoding_message_size(MAX_PEER_MESSAGE);
         let services = vec![
             service(agent),
             service(peer),
@@ -96,11 +96,16 @@ impl Dispatch {
             .map_err(|error| Status::permission_denied(error.to_string()))
             .and_then(|role| methods::authorise(path, role));
         let index = allowed.inspect_err(|status| self.denied(&caller, path, status))?;
-        let _place = self.0.places.get(index).and_then(|places| places.try_acquire().ok()).ok_or_else(|| {
-            Status::resource_exhausted(format!("too many calls of {} at once, try again", path.trim_start_matches('/')))
-        })?;
+        let _place =
+            self.0.places.get(index).and_then(|places| places.try_acquire().ok()).ok_or_else(|| {
+                Status::resource_exhausted(format!(
+                    "too many calls of {} at once, try again",
+                    path.trim_start_matches('/')
+                ))
+            })?;
         let name = path.split('/').nth(1).unwrap_or_default();
-        let handler = self.0.services.iter().find(|(service, _)| *service == name).map(|(_, handler)| handler);
+        let handler =
+            self.0.services.iter().find(|(service, _)| *service == name).map(|(_, handler)| handler);
         let handler = handler.ok_or_else(|| Status::unimplemented(format!("there is no service {name}")))?;
         tracing::debug!(address = %caller.address, path, "call");
         request.extensions_mut().insert(caller);

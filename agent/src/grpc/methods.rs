@@ -15,7 +15,8 @@ pub struct Method {
 }
 
 const READERS: &[CertRole] = &[Controller, Viewer, Peer, Backup];
-const ALL: &[CertRole] = &[Server, Replication, Peer, Controller, Backup, Viewer];
+/// Everyone who gets in: the server's certificate is none for clients, its bearer fails in the handshake.
+const ALL: &[CertRole] = &[Replication, Peer, Controller, Backup, Viewer];
 
 /// The table.
 pub const METHODS: &[Method] = &[
@@ -27,7 +28,11 @@ pub const METHODS: &[Method] = &[
     Method { name: "grpc.health.v1.Health/Check", roles: ALL, at_once: 16 },
     Method { name: "grpc.health.v1.Health/Watch", roles: ALL, at_once: 16 },
     Method { name: "grpc.reflection.v1.ServerReflection/ServerReflectionInfo", roles: READERS, at_once: 8 },
-    Method { name: "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", roles: READERS, at_once: 8 },
+    Method {
+        name: "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        roles: READERS,
+        at_once: 8,
+    },
 ];
 
 /// How many connections a role may hold open: no role can keep another out.
@@ -101,7 +106,8 @@ mod tests {
             assert_eq!(code(path, role), Some(Code::PermissionDenied), "{role} {path}");
         }
         for role in CertRole::ALL {
-            assert_eq!(code("/grpc.health.v1.Health/Check", role), None);
+            let health = if role == Server { Some(Code::PermissionDenied) } else { None };
+            assert_eq!(code("/grpc.health.v1.Health/Check", role), health);
             assert_eq!(code("/pgwarden.v1.Agent/Status/", role), Some(Code::Unimplemented));
             assert_eq!(code("//pgwarden.v1.Agent/Configure", role), Some(Code::Unimplemented));
         }

@@ -112,7 +112,8 @@ mod tests {
 
     use super::*;
 
-    fn watched() -> (watch::Sender<Arc<InstanceStatus>>, watch::Sender<bool>, Statuses, watch::Receiver<bool>) {
+    fn watched() -> (watch::Sender<Arc<InstanceStatus>>, watch::Sender<bool>, Statuses, watch::Receiver<bool>)
+    {
         let (status, statuses) = watch::channel(Arc::default());
         let (close, closing) = watch::channel(false);
         (status, close, statuses, closing)

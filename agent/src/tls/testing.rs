@@ -144,7 +144,9 @@ pub fn mount(cert_dir: &Path, role: CertRole, leaf: &Leaf, authority: &str) {
     let dir = cert_dir.join(role.as_str());
     let fresh = format!("..{}", NEXT.fetch_add(1, Relaxed));
     fs::create_dir_all(dir.join(&fresh)).unwrap();
-    for (name, text) in [("tls.crt", leaf.certificate.as_str()), ("tls.key", &leaf.key), ("ca.crt", authority)] {
+    for (name, text) in
+        [("tls.crt", leaf.certificate.as_str()), ("tls.key", &leaf.key), ("ca.crt", authority)]
+    {
         fs::write(dir.join(&fresh).join(name), text).unwrap();
         let _ = symlink(format!("..data/{name}"), dir.join(name));
     }
