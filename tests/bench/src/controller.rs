@@ -38,7 +38,7 @@ pub(crate) async fn measure(report: &mut Report, clusters: usize) -> Result {
 
 async fn sample(ctx: &Ctx) -> Result<Vec<f64>> {
     let api: Api<Pod> = Api::namespaced(ctx.client.clone(), "pgwarden-system");
-    let pods = api.list(&ListParams::default().labels("app.kubernetes.io/name=pgwarden")).await?.items;
+    let pods = api.list(&ListParams::default().labels("app.kubernetes.io/name=pgwarden-controller")).await?.items;
     let running = pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none());
     running.map(|p| resident_mb(p, "pgwarden-controller")).collect()
 }

@@ -15,8 +15,15 @@ pub async fn dump(ctx: &Ctx) {
     save(ctx, "objects.yaml", &["-n", ns, "get", kinds, "-o", "yaml"]).await;
     save(ctx, "events.txt", &["-n", ns, "get", "events", "--sort-by=.lastTimestamp"]).await;
     save(ctx, "pods.txt", &["-n", ns, "describe", "pods"]).await;
-    let controller =
-        ["-n", "pgwarden-system", "logs", "-l", "app.kubernetes.io/name=pgwarden", "--tail=400", "--prefix"];
+    let controller = [
+        "-n",
+        "pgwarden-system",
+        "logs",
+        "-l",
+        "app.kubernetes.io/name=pgwarden-controller",
+        "--tail=400",
+        "--prefix",
+    ];
     save(ctx, "controller.log", &controller).await;
     let Ok(list) = kubectl_output(&["-n", ns, "get", "pods", "-o", "name"]).await else { return };
     for pod in String::from_utf8_lossy(&list.stdout).lines() {

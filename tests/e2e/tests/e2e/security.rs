@@ -241,8 +241,15 @@ async fn everything_said(ctx: &Ctx, cluster: &str) -> Result<Vec<(String, String
     let mut said = Vec::new();
     let kinds = "postgresqls,postgresqlrecords,statefulsets,pods,pvc,services,endpointslices,configmaps,cronjobs,poddisruptionbudgets,events,roles";
     said.push(("objects".to_owned(), ctx.kubectl(&["get", kinds, "-o", "yaml"]).await?));
-    let controller =
-        ["-n", "pgwarden-system", "logs", "-l", "app.kubernetes.io/name=pgwarden", "--tail=-1", "--prefix"];
+    let controller = [
+        "-n",
+        "pgwarden-system",
+        "logs",
+        "-l",
+        "app.kubernetes.io/name=pgwarden-controller",
+        "--tail=-1",
+        "--prefix",
+    ];
     said.push(("the controller's log".to_owned(), ctl::kubectl(&controller).await?));
     for pod in ctx.pods(cluster).await? {
         let name = pod.name_any();

@@ -28,7 +28,7 @@ async fn system_json(args: &[&str]) -> Result<Value> {
 
 /// The operator's pods: name and node.
 async fn operators() -> Result<Vec<(String, String)>> {
-    let pods = system_json(&["get", "pods", "-l", "app.kubernetes.io/name=pgwarden"]).await?;
+    let pods = system_json(&["get", "pods", "-l", "app.kubernetes.io/name=pgwarden-controller"]).await?;
     let word = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let all = pods["items"].as_array().into_iter().flatten();
     Ok(all.map(|p| (word(&p["metadata"]["name"]), word(&p["spec"]["nodeName"]))).collect())
