@@ -5,8 +5,7 @@ mod workload;
 
 use std::path::{Path, PathBuf};
 
-use kube::CustomResourceExt;
-use pgwarden_api::PostgreSQLRecord;
+use pgwarden_api::crd;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -25,6 +24,9 @@ pub const FILE_NAMESPACED: &str = "operator-namespaced.yaml";
 /// Why manifests could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
+    /// The CRD of the record.
+    #[error(transparent)]
+    Crd(#[from] crd::CrdError),
     /// No JSON form.
     #[error("failed to serialise a manifest: {0}")]
     Json(#[from] serde_json::Error),
@@ -41,7 +43,7 @@ pub enum ManifestError {
 /// # Errors
 /// When an object can't be serialised, which is a bug.
 pub fn render() -> Result<Vec<(&'static str, String)>, ManifestError> {
-    let crd = value(&PostgreSQLRecord::crd())?;
+    let crd = value(&crd::record()?)?;
     let mut cluster = vec![crd.clone(), value(&workload::namespace())?];
     let mut namespaced = vec![crd];
     for (reach, objects) in [(Reach::Cluster, &mut cluster), (Reach::Namespace, &mut namespaced)] {

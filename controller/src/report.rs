@@ -132,7 +132,14 @@ pub async fn tell_changes(ctx: &Context, cluster: &PostgreSQL, new: &PostgreSQLS
     }
     let trouble = |s: &PostgreSQLStatus, kind: &str| s.conditions.iter().any(|c| c.type_ == kind && is_trouble(c));
     for c in new.conditions.iter().filter(|c| is_trouble(c) && !trouble(&old, &c.type_)) {
-        let general = [condition::READY, condition::PROGRESSING, condition::DEGRADED];
+        // The phase tells of the first three; the others are limits of this version, not trouble of this cluster.
+        let general = [
+            condition::READY,
+            condition::PROGRESSING,
+            condition::DEGRADED,
+            conditions::BACKUP_READY,
+            conditions::DURABILITY,
+        ];
         if !general.contains(&c.type_.as_str()) {
             publish(ctx, cluster, EventType::Warning, &c.type_, "Reconcile", c.message.clone()).await;
         }

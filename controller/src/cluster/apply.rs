@@ -24,6 +24,7 @@ use super::{
     compare,
     decide::{Plan, Unwanted},
     observe::{Live, Observed},
+    prepare::Ground,
     validate::ValidatedCluster,
 };
 use crate::{cache::Cached, context::Context};
@@ -98,6 +99,7 @@ pub async fn apply(
     cluster: &ValidatedCluster,
     plan: &Plan,
     observed: &Observed,
+    ground: &Ground,
     resources: Resources<Prepared>,
 ) -> Result<Outcome, ApplyError> {
     let Live {
@@ -130,13 +132,14 @@ pub async fn apply(
         state: PhantomData,
     } = resources;
     let writer = Writer { ctx, namespace: &cluster.namespace };
+    let app_secrets = BTreeMap::from([(cluster.names.app_secret(), ground.app_secret.live.clone())]);
 
     let (account, role, config_map, certificates, app_secret, services) = futures::try_join!(
         writer.ensure(account, accounts),
         writer.ensure(role, roles),
         writer.ensure(config_map, config_maps),
         writer.ensure_all(certificates, secrets),
-        writer.ensure_some(app_secret, secrets),
+        writer.ensure_some(app_secret, &app_secrets),
         writer.ensure_all(services, live_services),
     )?;
     let (role_binding, slices, network_policy, budget, cron_job) = futures::try_join!(
@@ -319,7 +322,7 @@ impl Writer<'_> {
                         other => other.to_string(),
                     };
                     warn!(claim = %name, storage, error = %reason, "the volume can't grow");
-                    problem.get_or_insert(format!("{name}: {reason}"));
+                    problem.get_or_insert_with(|| format!("{name}: {reason}"));
                 }
             }
         }

@@ -191,8 +191,10 @@ pub fn whose<K: Resource>(object: &K, cluster: &str, uid: &str) -> Whose {
     let owner = object.meta().owner_references.iter().flatten().find(|o| o.controller == Some(true));
     match owner {
         Some(o) if o.uid == uid => Whose::Ours,
-        // Left by an earlier cluster of this name: the garbage collector spares what has a living owner.
-        Some(o) if o.kind == "PostgreSQL" && o.name == cluster && labelled => Whose::Ours,
+        // Left by an earlier cluster of this name: the garbage collector spares what has a living owner. A slice is its Service's.
+        Some(o) if labelled && ((o.kind == "PostgreSQL" && o.name == cluster) || o.kind == "Service") => {
+            Whose::Ours
+        }
         Some(o) => Whose::Foreign(format!("{} {}", o.kind, o.name)),
         None if labelled => Whose::Ours,
         None => Whose::Foreign(label.map_or_else(

@@ -191,7 +191,7 @@ async fn carry_out(
     let resources = build::build(valid, plan, inputs);
 
     steps.enter("apply");
-    let outcome = apply::apply(ctx, valid, plan, observed, resources).await?;
+    let outcome = apply::apply(ctx, valid, plan, observed, &ground, resources).await?;
 
     steps.enter("agents");
     reach(ctx, valid, observed, &ground, files)?;

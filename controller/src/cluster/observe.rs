@@ -20,6 +20,7 @@ use kube::{
     Api, ResourceExt,
     api::ListParams,
     core::{ObjectMeta, PartialObjectMeta},
+    runtime::reflector::ObjectRef,
 };
 use pgwarden_api::{PostgreSQL, PostgreSQLRecord, cluster::Version, names::Names};
 use pgwarden_proto::{identity::CertRole, v1::InstanceStatus};
@@ -140,20 +141,22 @@ pub async fn observe(ctx: &Context, cluster: &PostgreSQL) -> Result<Observed, Ob
     let secrets = tls.chain([names.ca_secret(), names.app_secret()]);
     let services = [names.primary_service(), names.replica_service(), names.pods_service()];
     let slices = [names.primary_service(), names.replica_service()];
-    let wanted = |wanted: bool, name: String| wanted.then_some(name);
     let (services, slices, config_maps, secrets) = futures::try_join!(
-        look.all::<Service>(services),
-        look.all::<EndpointSlice>(slices),
-        look.all::<ConfigMap>([names.config_map()]),
-        look.all::<Secret>(secrets),
+        look.all::<Service>(services, true),
+        look.all::<EndpointSlice>(slices, true),
+        look.all::<ConfigMap>([names.config_map()], true),
+        look.all::<Secret>(secrets, true),
     )?;
+    // The server is asked for what is wanted; of what is not wanted, only what is ours matters, and that is in the stores.
+    let (budget, backup, policy) =
+        (cluster.spec.replicas > 1, cluster.spec.backup.is_some(), ctx.settings.network_policy);
     let (accounts, roles, role_bindings, budgets, cron_jobs, policies) = futures::try_join!(
-        look.all::<ServiceAccount>([names.service_account()]),
-        look.all::<Role>([names.service_account()]),
-        look.all::<RoleBinding>([names.service_account()]),
-        look.all::<PodDisruptionBudget>(wanted(cluster.spec.replicas > 1, names.disruption_budget())),
-        look.all::<CronJob>(wanted(cluster.spec.backup.is_some(), names.backup_cron_job())),
-        look.all::<NetworkPolicy>(wanted(ctx.settings.network_policy, build::network_policy_name(&names))),
+        look.all::<ServiceAccount>([names.service_account()], true),
+        look.all::<Role>([names.service_account()], true),
+        look.all::<RoleBinding>([names.service_account()], true),
+        look.all::<PodDisruptionBudget>([names.disruption_budget()], budget),
+        look.all::<CronJob>([names.backup_cron_job()], backup),
+        look.all::<NetworkPolicy>([build::network_policy_name(&names)], policy),
     )?;
     let claims_without_record = match record {
         Some(_) => Vec::new(),
@@ -268,17 +271,21 @@ impl Look<'_> {
         found.into_iter().map(|object| (object.name_any(), object)).collect()
     }
 
-    /// What the store has with our label, and what the server has by these names.
+    /// By their names, from the store or, if `ask`, from the server.
     async fn all<K: Cached>(
         &self,
         names: impl IntoIterator<Item = String>,
+        ask: bool,
     ) -> Result<BTreeMap<String, Arc<K>>, ObserveError> {
-        let mut found = self.known::<K>();
-        let missing = names.into_iter().filter(|name| !found.contains_key(name)).map(|name| self.one::<K>(name));
-        for object in try_join_all(missing.collect::<Vec<_>>()).await?.into_iter().flatten() {
-            found.insert(object.name_any(), object);
-        }
-        Ok(found)
+        let one = |name: String| async move {
+            if ask { self.one::<K>(name).await } else { Ok(self.stored::<K>(&name)) }
+        };
+        let found = try_join_all(names.into_iter().map(one)).await?;
+        Ok(found.into_iter().flatten().map(|object| (object.name_any(), object)).collect())
+    }
+
+    fn stored<K: Cached>(&self, name: &str) -> Option<Arc<K>> {
+        K::store(&self.ctx.caches).get(&ObjectRef::new(name).within(self.namespace))
     }
 
     /// Claims with the cluster's label or the names of its volumes, asked of the server itself: whether data exists must not depend

@@ -66,7 +66,10 @@ fn container_problem(pod_name: &str, container: &ContainerStatus) -> Option<PodP
             } else {
                 "correct the operator's image flags, or load the image"
             };
-            (IMAGE, format!("pod {pod_name}: the image {image} can't be pulled: {detail}; {remedy}"))
+            // The kubelet goes to and fro between two reasons for one trouble.
+            let detail = detail.split_once("ErrImagePull: ").map_or(detail.as_str(), |(_, cause)| cause);
+            let message = format!("pod {pod_name}: the image {image} can't be pulled: {detail}; {remedy}");
+            return Some(PodProblem { condition: IMAGE, reason: IMAGE.to_owned(), message });
         }
         "CrashLoopBackOff" => {
             let last = container.last_state.as_ref().and_then(|s| s.terminated.as_ref());
@@ -105,7 +108,7 @@ mod tests {
             }]}))
         };
         let p = problem(&waiting("postgres", "ImagePullBackOff")).unwrap();
-        assert_eq!((p.condition, p.reason.as_str()), (IMAGE, "ImagePullBackOff"));
+        assert_eq!((p.condition, p.reason.as_str()), (IMAGE, IMAGE));
         assert!(p.message.contains("x:y") && p.message.contains("spec.image"), "{}", p.message);
         let p = problem(&waiting("agent", "ErrImagePull")).unwrap();
         assert!(p.message.contains("operator's image flags"), "{}", p.message);

@@ -11,6 +11,7 @@ use kube::{
 use pgwarden_api::{
     PostgreSQLRecord, PostgreSQLRecordSpec,
     cluster::FailoverProfile,
+    config::certificate_hash,
     names::{self, Names},
 };
 use pgwarden_proto::identity::CertRole;
@@ -29,7 +30,7 @@ use crate::{
     tls::{
         Certificates, Pair, TlsError,
         authority::{ANNOTATION_SINCE, Authority, Step},
-        hash, issue, split,
+        issue, split,
     },
 };
 
@@ -167,7 +168,7 @@ fn confirmed(observed: &Observed, leafs: &BTreeMap<CertRole, Pair>, authority: &
     let bundle = authority.bundle();
     [CertRole::Server, CertRole::Replication, CertRole::Peer].into_iter().all(|role| {
         let Some(leaf) = leafs.get(&role) else { return false };
-        let wanted = hash(&leaf.certificate, &bundle);
+        let wanted = certificate_hash(&leaf.certificate, &bundle);
         observed.pods.iter().all(|pod| {
             let report = observed.reports.get(&pod.name_any());
             report.and_then(|r| r.certificates.get(role.as_str())) == Some(&wanted)

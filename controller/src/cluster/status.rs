@@ -70,7 +70,7 @@ pub fn members(
 
 fn member(pod: &Pod, report: Option<&InstanceStatus>, record: Option<&PostgreSQLRecord>) -> Member {
     let name = pod.name_any();
-    let problem = pods::problem(pod).map(|p| p.message);
+    let problem = pods::problem(pod).map(|p| conditions::bounded(p.message));
     let status = pod.status.as_ref();
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
     let address = status.and_then(|s| s.pod_ip.clone());

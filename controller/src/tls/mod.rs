@@ -8,7 +8,7 @@ mod x509;
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
-use pgwarden_api::config;
+use pgwarden_api::config::certificate_hash;
 use pgwarden_proto::identity::CertRole;
 
 pub use self::x509::{CertificateFacts, facts, split};
@@ -63,14 +63,8 @@ impl Certificates {
     #[must_use]
     pub fn hash(&self, role: CertRole) -> Option<String> {
         let leaf = self.leafs.get(&role)?;
-        Some(hash(&leaf.certificate, &self.bundle))
+        Some(certificate_hash(&leaf.certificate, &self.bundle))
     }
-}
-
-/// Hash of a role's certificate with what it trusts.
-#[must_use]
-pub fn hash(certificate: &str, bundle: &str) -> String {
-    config::hash([("tls.crt", certificate), ("ca.crt", bundle)])
 }
 
 /// When a certificate is renewed: after a part of its life.
