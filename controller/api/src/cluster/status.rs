@@ -25,10 +25,17 @@ pub mod condition {
     /// Reconciling is stopped by the annotation `database.example.com/paused`.
     pub const PAUSED: &str = "Paused";
 
+    /// The instances share no node that they need not share.
+    pub const SPREAD: &str = "Spread";
+    /// Backups are made.
+    pub const BACKUP_READY: &str = "BackupReady";
+    /// Commits are as durable as the manifest asks.
+    pub const DURABILITY: &str = "Durability";
+
     /// Whether `True` is the good value of a condition of this type. All others report trouble, or work under way, with `True`.
     #[must_use]
     pub fn is_good_when_true(kind: &str) -> bool {
-        kind == READY
+        [READY, SPREAD, BACKUP_READY, DURABILITY].contains(&kind)
     }
 }
 
