@@ -24,7 +24,7 @@
 //! | `server.rs`, `server/*.rs` | the loop: socket, signals, reaping; carries actions out |
 //! | `deadman.rs` | the deadline's thread |
 //! | `kill.rs` | `kill(-1)` as PID 1, only descendants otherwise |
-//! | `spawn.rs`, `probe.rs`, `log.rs`, `sys.rs` | processes, liveness, log lines, the few unsafe calls |
+//! | `spawn.rs`, `probe.rs`, `log.rs`, `relay.rs`, `sys.rs` | processes, liveness, own log lines, Postgres' log, the few unsafe calls |
 //!
 //! # For the agent's authors
 //!

@@ -5,6 +5,7 @@ mod kill;
 mod log;
 mod options;
 mod probe;
+mod relay;
 mod server;
 mod spawn;
 mod state;

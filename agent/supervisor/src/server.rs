@@ -26,7 +26,7 @@ use crate::deadman::DeadMan;
 use crate::kill::Killer;
 use crate::probe::LoopTick;
 use crate::state::{Action, Input, State};
-use crate::{log, spawn, sys};
+use crate::{log, relay, spawn, sys};
 
 /// How long the remains of a postmaster are waited for, once killed, before its end is told.
 const DRAIN: u64 = 50 * MILLISECOND;
@@ -256,6 +256,10 @@ impl Server {
             Action::KillEverything => self.killer.everything(),
             Action::Sweep => self.killer.descendants(),
             Action::Reply(reply) => self.reply(requester.as_deref(), reply),
+            Action::ReplyLogTail => {
+                let (bytes, ended) = relay::read();
+                self.reply(requester.as_deref(), Reply::LogTail { bytes, ended });
+            }
             Action::Tell(event) => self.tell(event),
             Action::Close(connection) => {
                 log::info("connection displaced by a newer one", &[("connection", &connection)]);
@@ -285,7 +289,7 @@ impl Server {
             }
             // Grants and notes come every second or two.
             Reply::Done if requester.name != "SetNote" => log::info("done", &[("request", name)]),
-            Reply::Done | Reply::Granted(_) | Reply::Hello(_) => {}
+            Reply::Done | Reply::Granted(_) | Reply::Hello(_) | Reply::LogTail { .. } => {}
         }
         self.send(requester.connection, &Message::Reply { id: requester.id, reply });
     }

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use pgwarden_supervisor::protocol::{Refusal, RefusalCode, Run, Start};
 
-use crate::sys;
+use crate::{relay, sys};
 
 /// Where Debian's packages, and so the official images, have the programs of each major version.
 const FALLBACK: &str = "/usr/lib/postgresql";
@@ -27,7 +27,8 @@ pub(crate) fn postmaster(
     let death_pipe = if start.death_pipe { descriptors.next() } else { None };
     let log = if start.log { descriptors.next() } else { None };
     let mut command = prepare(&start.argv, &start.env, start.cwd.as_deref())?;
-    if let Some(log) = log {
+    // Without the relay Postgres would write to the container's streams itself: its log is worth less than its start.
+    if let Some(log) = log.or_else(|| relay::start().ok()) {
         let copy = log.try_clone().map_err(|error| spawn_failed("log", &error))?;
         command.stdout(Stdio::from(copy)).stderr(Stdio::from(log));
     }

@@ -91,6 +91,8 @@ pub(crate) enum Action {
     Sweep,
     /// Answer the request at hand.
     Reply(Reply),
+    /// Answer it with the end of Postgres' log.
+    ReplyLogTail,
     /// Tell the controlling connection.
     Tell(Event),
     /// Close a displaced connection.
@@ -272,6 +274,7 @@ impl State {
                 Ok(vec![done()])
             }
             Request::Lock { path } => self.take_lock(path),
+            Request::LogTail => Ok(vec![Action::ReplyLogTail]),
             Request::Exit { code } => {
                 self.exiting = true;
                 Ok(vec![Action::KillEverything, done(), Action::Exit(code)])

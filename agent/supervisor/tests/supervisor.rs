@@ -252,12 +252,37 @@ fn the_death_pipe_ends_with_the_last_process_only() {
     // It does not hold for ever either: stop, reload, kill.
     let data = supervisor.dir.standby();
     let (_, pipe) = agent.start(script(Mode::Standby, 1, DEAF, &data));
+    until("its children", || supervisor.descendants().len() == 3);
     agent.done(&Request::Reload);
     agent.done(&Request::Stop { mode: StopMode::Immediate });
     agent.done(&Request::KillAll);
     assert!(ended(&pipe, PATIENCE));
     assert_eq!(agent.postmaster_exit().start_id, 2);
     assert_eq!(agent.refused(&Request::Reload), RefusalCode::NotRunning);
+}
+
+#[test]
+fn the_end_of_the_log_is_kept_for_the_agent() {
+    let supervisor = Supervisor::start();
+    let agent = supervisor.agent();
+    let data = supervisor.dir.standby();
+    assert_eq!(agent.ask(&Request::LogTail), Reply::LogTail { bytes: Vec::new(), ended: true });
+    let fails = "echo first; i=0; while [ $i -lt 2000 ]; do echo filling $i; i=$((i+1)); done; echo FATAL: last >&2; exit 1";
+    agent.start(script(Mode::Standby, 1, fails, &data));
+    assert_eq!(agent.postmaster_exit().exit, Exit::Code(1));
+    let mut text = String::new();
+    until("the end of the log", || {
+        let Reply::LogTail { bytes, ended } = agent.ask(&Request::LogTail) else { panic!("no log") };
+        text = String::from_utf8(bytes).unwrap();
+        ended
+    });
+    assert!(text.ends_with("filling 1999\nFATAL: last\n"), "{text}");
+    assert!(text.len() <= 8192 && !text.contains("first"), "only its end");
+    // Another start has its own.
+    agent.start(script(Mode::Standby, 1, &format!("echo second; {PLAIN}"), &data));
+    until("the second log", || {
+        agent.ask(&Request::LogTail) == Reply::LogTail { bytes: b"second\n".to_vec(), ended: false }
+    });
 }
 
 #[test]

@@ -243,6 +243,13 @@ pub enum Reply {
         /// Its process id inside the container, also its process group.
         pid: i32,
     },
+    /// To `LogTail`.
+    LogTail {
+        /// The last bytes of Postgres' log.
+        bytes: Vec<u8>,
+        /// Nothing more will come: every process of that start has ended.
+        ended: bool,
+    },
     /// Not done.
     Refused(Refusal),
 }
@@ -293,6 +300,7 @@ mod kind {
     pub(super) const STARTED: u16 = 104;
     pub(super) const TOOL_STARTED: u16 = 105;
     pub(super) const REFUSED: u16 = 106;
+    pub(super) const LOG_TAIL: u16 = 107;
     /// Kinds from here on are events.
     pub(super) const FIRST_EVENT: u16 = 201;
     pub(super) const POSTMASTER_EXITED: u16 = 201;
@@ -331,6 +339,7 @@ impl Message {
             kind::DONE => Reply::Done,
             kind::STARTED => Reply::Started { start_id: r.u64()?, pid: r.i32()? },
             kind::TOOL_STARTED => Reply::ToolStarted { tool: r.u64()?, pid: r.i32()? },
+            kind::LOG_TAIL => Reply::LogTail { bytes: r.bytes()?.to_vec(), ended: r.bool()? },
             kind::REFUSED => {
                 Reply::Refused(Refusal { code: RefusalCode::from_wire(r.u16()?), message: r.string()? })
             }
@@ -362,6 +371,11 @@ fn write_reply(w: &mut Writer, id: u64, reply: &Reply) {
             write_header(w, kind::TOOL_STARTED, id);
             w.u64(*tool);
             w.i32(*pid);
+        }
+        Reply::LogTail { bytes, ended } => {
+            write_header(w, kind::LOG_TAIL, id);
+            w.bytes(bytes);
+            w.bool(*ended);
         }
         Reply::Refused(refusal) => {
             write_header(w, kind::REFUSED, id);

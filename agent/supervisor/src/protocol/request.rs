@@ -77,8 +77,8 @@ pub struct Start {
     /// A descriptor beside the message is the write end of the death pipe. The postmaster and everything that it forks
     /// inherit it, the supervisor keeps no copy: EOF at the read end proves that no process of this start exists.
     pub death_pipe: bool,
-    /// A descriptor beside the message (after the death pipe's) becomes standard output and error; without it they are
-    /// the container's.
+    /// A descriptor beside the message (after the death pipe's) becomes standard output and error; without it they go to
+    /// the container's standard output, and their end is kept for [`Request::LogTail`].
     pub log: bool,
 }
 
@@ -187,6 +187,8 @@ pub enum Request {
         /// Absolute path.
         path: String,
     },
+    /// The end of Postgres' log, of the last start, at most 8 KiB. Answer: [`Reply::LogTail`](super::Reply::LogTail).
+    LogTail,
     /// Kills everything left, answers `Done` and exits.
     Exit {
         /// Exit code, 0–255.
@@ -210,6 +212,7 @@ mod kind {
     pub(super) const SIGTERM_ACK: u16 = 13;
     pub(super) const LOCK: u16 = 14;
     pub(super) const EXIT: u16 = 15;
+    pub(super) const LOG_TAIL: u16 = 16;
 }
 
 impl Request {
@@ -231,6 +234,7 @@ impl Request {
             Self::SetNote(_) => "SetNote",
             Self::SigTermAck => "SigTermAck",
             Self::Lock { .. } => "Lock",
+            Self::LogTail => "LogTail",
             Self::Exit { .. } => "Exit",
         }
     }
@@ -261,6 +265,7 @@ impl Request {
             Self::SetNote(_) => kind::SET_NOTE,
             Self::SigTermAck => kind::SIGTERM_ACK,
             Self::Lock { .. } => kind::LOCK,
+            Self::LogTail => kind::LOG_TAIL,
             Self::Exit { .. } => kind::EXIT,
         }
     }
@@ -273,7 +278,7 @@ impl Request {
         let mut w = Writer::default();
         write_header(&mut w, self.kind(), id);
         match self {
-            Self::Hello | Self::KillAll | Self::Reload | Self::SigTermAck => {}
+            Self::Hello | Self::KillAll | Self::Reload | Self::SigTermAck | Self::LogTail => {}
             Self::Grant { epoch, incarnation, deadline_ns } => {
                 w.u64(*epoch);
                 w.raw(&incarnation.0);
@@ -337,6 +342,7 @@ impl Request {
             kind::SIGTERM_ACK => Self::SigTermAck,
             kind::LOCK => Self::Lock { path: r.string()? },
             kind::EXIT => Self::Exit { code: r.u8()? },
+            kind::LOG_TAIL => Self::LogTail,
             other => return Err(DecodeError::Kind(other)),
         };
         r.end()?;

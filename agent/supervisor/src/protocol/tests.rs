@@ -48,7 +48,7 @@ impl Random {
     }
 
     fn request(&mut self) -> Request {
-        match self.below(15) {
+        match self.below(16) {
             0 => Request::Hello,
             1 => Request::Grant {
                 epoch: self.next(),
@@ -89,6 +89,7 @@ impl Random {
             11 => Request::SetNote(self.bytes(300)),
             12 => Request::SigTermAck,
             13 => Request::Lock { path: self.text() },
+            14 => Request::LogTail,
             _ => Request::Exit { code: self.next() as u8 },
         }
     }
@@ -129,13 +130,14 @@ impl Random {
 
     fn message(&mut self) -> Message {
         let id = self.next();
-        let reply = match self.below(10) {
+        let reply = match self.below(11) {
             0 => Reply::Hello(Box::new(self.status())),
             1 => Reply::Granted(GrantView { epoch: self.next(), deadline_ns: self.next() }),
             2 => Reply::Done,
             3 => Reply::Started { start_id: self.next(), pid: self.next() as i32 },
             4 => Reply::ToolStarted { tool: self.next(), pid: self.next() as i32 },
             5 => Reply::Refused(Refusal::new(RefusalCode::NoGrant, self.text())),
+            9 => Reply::LogTail { bytes: self.bytes(300), ended: self.flag() },
             6 => return Message::Event(Event::PostmasterExited(self.postmaster_exit())),
             7 => return Message::Event(Event::ToolExited { tool: self.next(), exit: self.exit() }),
             8 => return Message::Event(Event::SigTerm),
