@@ -153,7 +153,19 @@ mod tests {
     }
 
     fn parse(extra: &[&str]) -> Config {
-        let base = ["agent", "--cluster", "c", "--namespace", "n", "--pod", "c-17-2", "--pod-uid", "u", "--node", "x"];
+        let base = [
+            "agent",
+            "--cluster",
+            "c",
+            "--namespace",
+            "n",
+            "--pod",
+            "c-17-2",
+            "--pod-uid",
+            "u",
+            "--node",
+            "x",
+        ];
         let rest = ["--address", "10.0.0.1", "--version", "17"];
         Cli::parse_from(base.iter().chain(&rest).chain(extra)).config.complete().unwrap()
     }

@@ -282,7 +282,7 @@ impl Shared {
             }
             Reply::Refused(refusal) => drop(waiter.send(Err(refusal))),
             // Dropping the waiter tells it.
-            Reply::Hello(_) | Reply::Granted(_) | Reply::Done | Reply::Started { .. } => {}
+            Reply::Hello(_) | Reply::Granted(_) | Reply::Done | Reply::Started { .. } | Reply::LogTail { .. } => {}
         }
     }
 
@@ -376,6 +376,7 @@ impl Supervisor {
             | Reply::Granted(_)
             | Reply::Started { .. }
             | Reply::ToolStarted { .. }
+            | Reply::LogTail { .. }
             | Reply::Refused(_) => Err(SupervisorError::Unexpected { request: name }),
         }
     }
@@ -394,6 +395,7 @@ impl Supervisor {
             | Reply::Done
             | Reply::Started { .. }
             | Reply::ToolStarted { .. }
+            | Reply::LogTail { .. }
             | Reply::Refused(_) => Err(SupervisorError::Unexpected { request: "Hello" }),
         }
     }
@@ -423,6 +425,7 @@ impl Supervisor {
             | Reply::Done
             | Reply::Started { .. }
             | Reply::ToolStarted { .. }
+            | Reply::LogTail { .. }
             | Reply::Refused(_) => Err(SupervisorError::Unexpected { request: "Grant" }),
         }
     }
@@ -461,6 +464,7 @@ impl Supervisor {
             | Reply::Granted(_)
             | Reply::Done
             | Reply::ToolStarted { .. }
+            | Reply::LogTail { .. }
             | Reply::Refused(_) => Err(SupervisorError::Unexpected { request: "Start" }),
         }
     }

@@ -58,7 +58,8 @@ impl Machine {
         let Some(incarnation) = self.supervisor.as_ref().map(|s| s.incarnation) else { return };
         let record = &write.record;
         let Some(holder) = record.holder.as_ref() else { return };
-        if holder.incarnation != incarnation || !record.state.is_held() {
+        let foreign = holder.incarnation != incarnation && !self.is(Mutant::AnyIncarnation);
+        if foreign || !record.state.is_held() {
             return;
         }
         if self.hold.is_none() && self.terminating.is_none() {

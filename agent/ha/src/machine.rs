@@ -164,6 +164,8 @@ pub struct View {
     pub promised: Epoch,
     /// The record is known not to be there.
     pub record_missing: bool,
+    /// The postmaster that runs.
+    pub postmaster: Option<Postmaster>,
 }
 
 /// One step: what `event` at `now` means, and what is to be done about it.
@@ -236,6 +238,7 @@ impl Machine {
             following: self.following.as_ref().map(|(i, e, _)| (*i, *e)),
             promised: self.promised,
             record_missing: self.record.missing,
+            postmaster: self.postmaster(),
         }
     }
 
@@ -366,9 +369,8 @@ impl Machine {
         self.timeline = 0;
         self.failures = 0;
         self.retry_at = now;
-        if supervisor.sigterm && self.terminating.is_none() {
-            self.terminating = Some(now);
-        }
+        self.exited = false;
+        self.terminating = supervisor.sigterm.then_some(now);
         if self.record.seen.is_none()
             && let Some(note) = &note
         {

@@ -42,18 +42,17 @@ impl Recorder {
         Self(None)
     }
 
-    /// Sends events about the cluster's `PostgreSQL` (with this UID, when it is known) and about this pod.
+    /// Sends events about the cluster's `PostgreSQL` and about this pod.
     #[must_use]
-    pub fn new(client: Client, config: &Config, owner_uid: Option<String>) -> Self {
+    pub fn new(client: Client, config: &Config) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(send(client, config.clone(), owner_uid, receiver));
+        tokio::spawn(send(client, config.clone(), receiver));
         Self(Some(sender))
     }
 
     /// Tells it.
     pub fn tell(&self, notice: &Notice) {
-        let told =
-            Told { reason: notice.name(), message: notice.to_string(), warning: notice.is_warning() };
+        let told = Told { reason: notice.name(), message: notice.to_string(), warning: notice.is_warning() };
         if told.warning {
             tracing::warn!(reason = told.reason, message = told.message, "decision");
         } else {
@@ -67,7 +66,7 @@ impl Recorder {
     }
 }
 
-async fn send(client: Client, config: Config, owner_uid: Option<String>, mut told: mpsc::Receiver<Told>) {
+async fn send(client: Client, config: Config, mut told: mpsc::Receiver<Told>) {
     let api: Api<Event> = Api::namespaced(client, &config.namespace);
     let mut last: BTreeMap<(&'static str, String), Instant> = BTreeMap::new();
     let mut number = 0_u64;
@@ -77,7 +76,7 @@ async fn send(client: Client, config: Config, owner_uid: Option<String>, mut tol
         if last.insert((told.reason, told.message.clone()), now).is_some() {
             continue;
         }
-        for about in [cluster(&config, owner_uid.clone()), pod(&config)] {
+        for about in [cluster(&config), pod(&config)] {
             number += 1;
             let event = event(&config, &told, about, number);
             match timeout(CALL, api.create(&PostParams::default(), &event)).await {
@@ -89,13 +88,12 @@ async fn send(client: Client, config: Config, owner_uid: Option<String>, mut tol
     }
 }
 
-fn cluster(config: &Config, uid: Option<String>) -> ObjectReference {
+fn cluster(config: &Config) -> ObjectReference {
     ObjectReference {
         api_version: Some(format!("{}/v1", pgwarden_api::GROUP)),
         kind: Some("PostgreSQL".to_owned()),
         name: Some(config.cluster.clone()),
         namespace: Some(config.namespace.clone()),
-        uid,
         ..ObjectReference::default()
     }
 }

@@ -114,7 +114,12 @@ async fn apply(store: &dyn SliceStore, names: &Names, wanted: &Desired) -> Resul
         match store.put(service.clone(), wanted.epoch, endpoints).await? {
             Put::Done => {}
             Put::HigherEpoch(epoch) => {
-                tracing::warn!(service, epoch, mine = wanted.epoch, "slice belongs to a higher epoch, left as it is");
+                tracing::warn!(
+                    service,
+                    epoch,
+                    mine = wanted.epoch,
+                    "slice belongs to a higher epoch, left as it is"
+                );
             }
         }
     }
@@ -222,11 +227,7 @@ fn says(slice: &EndpointSlice, epoch: u64, endpoints: &[Endpoint]) -> bool {
 fn with(mut slice: EndpointSlice, epoch: u64, endpoints: &[Endpoint]) -> EndpointSlice {
     slice.endpoints = with_endpoints(endpoints);
     slice.metadata.managed_fields = None;
-    slice
-        .metadata
-        .annotations
-        .get_or_insert_default()
-        .insert(ANNOTATION_EPOCH.to_owned(), epoch.to_string());
+    slice.metadata.annotations.get_or_insert_default().insert(ANNOTATION_EPOCH.to_owned(), epoch.to_string());
     slice
 }
 
@@ -274,7 +275,8 @@ impl SliceStore for FileSlices {
             if let Some(put) = judge(&current, epoch, &endpoints) {
                 return Ok(put);
             }
-            let text = serde_json::to_vec(&with(current, epoch, &endpoints)).map_err(|e| failed(e.to_string()))?;
+            let text =
+                serde_json::to_vec(&with(current, epoch, &endpoints)).map_err(|e| failed(e.to_string()))?;
             let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
             std::fs::write(&temporary, text)
                 .and_then(|()| std::fs::rename(&temporary, &path))

@@ -5,9 +5,7 @@ use std::time::Duration;
 use pgwarden_api::record::{
     Holder as ApiHolder, PostgreSQLRecord, PostgreSQLRecordSpec, RecordState as ApiState,
 };
-use pgwarden_ha::{
-    Epoch, Holder, Incarnation, InstanceId, Place, Record, RecordState, SystemId, Version,
-};
+use pgwarden_ha::{Epoch, Holder, Incarnation, InstanceId, Place, Record, RecordState, SystemId, Version};
 
 /// A record that nobody of ours has written.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_record_that_the_controller_made_is_empty() {
-        let record = from_api(&PostgreSQLRecordSpec { cluster_id: "x".into(), ..Default::default() }).unwrap();
+        let record =
+            from_api(&PostgreSQLRecordSpec { cluster_id: "x".into(), ..Default::default() }).unwrap();
         assert_eq!(record, Record::default());
     }
 

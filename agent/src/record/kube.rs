@@ -214,9 +214,9 @@ impl RecordStore for KubeStore {
 
     fn replace(&self, expected: Version, record: Record, limit: Duration) -> BoxFuture<'static, Outcome> {
         let this = self.clone();
-        Box::pin(async move {
-            timeout(limit, this.write(&expected, &record)).await.unwrap_or(Outcome::Unknown)
-        })
+        Box::pin(
+            async move { timeout(limit, this.write(&expected, &record)).await.unwrap_or(Outcome::Unknown) },
+        )
     }
 
     fn watch(&self) -> BoxStream<'static, Change> {

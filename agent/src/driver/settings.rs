@@ -1,0 +1,294 @@
+//! Which settings are wanted: what is mounted, or what the controller has pushed since; and what is in force.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use pgwarden_api::config::{AgentConfig, FILE_AGENT, FILE_HASH, FILE_HBA, FILE_POSTGRESQL, hash};
+use pgwarden_ha::Timing;
+use pgwarden_proto::v1::{ConfigureRequest, ConfigureResponse, Problem};
+use tokio::sync::{Mutex, oneshot};
+use tonic::Status;
+
+use super::{Fed, Feed};
+use crate::{
+    config::Config,
+    postgres::{
+        describe,
+        settings::{self, Desired, Follow, SettingsError},
+    },
+    supervisor::Supervisor,
+};
+
+/// Seconds between two looks at the mounted ConfigMap.
+const LOOK: u32 = 10;
+/// A replica further behind gets no read traffic, unless the ConfigMap says otherwise.
+const LAG_LIMIT: u64 = 16 * 1024 * 1024;
+/// `synchronous_standby_names` of a standby: never empty, so that no promotion goes from none to some (decision 3).
+const PLACEHOLDER: &str = "ANY 1 (pgwarden_placeholder)";
+
+/// One set of files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Files {
+    pub(crate) postgresql: String,
+    pub(crate) hba: String,
+    pub(crate) agent: AgentConfig,
+    pub(crate) hash: String,
+}
+
+impl Files {
+    fn read(files: &BTreeMap<String, String>, given_hash: Option<&str>) -> Result<Self, String> {
+        let text = |name: &str| files.get(name).cloned().unwrap_or_default();
+        let agent = match files.get(FILE_AGENT) {
+            Some(text) => {
+                serde_json::from_str(text).map_err(|e| format!("{FILE_AGENT} can't be read: {e}"))?
+            }
+            None => AgentConfig::default(),
+        };
+        let computed = hash(files.iter().map(|(n, t)| (n.as_str(), t.as_str())));
+        if let Some(given) = given_hash.filter(|given| *given != computed) {
+            return Err(format!("the files have hash {computed}, not {given}"));
+        }
+        Ok(Self { postgresql: text(FILE_POSTGRESQL), hba: text(FILE_HBA), agent, hash: computed })
+    }
+}
+
+/// What Postgres' files say, and who may write them: one at a time.
+#[derive(Debug, Default)]
+pub(crate) struct InForce {
+    /// Whom the running standby follows.
+    pub(crate) follow: Option<Follow>,
+    /// Postgres runs with files of ours.
+    pub(crate) running: bool,
+    /// Clients are admitted.
+    pub(crate) admitted: bool,
+}
+
+impl InForce {
+    /// What the files should say.
+    pub(crate) fn desired(&self, files: &Files) -> Desired {
+        Desired {
+            postgresql: files.postgresql.clone(),
+            follow: self.follow.clone(),
+            synchronous_standby_names: if self.follow.is_some() {
+                PLACEHOLDER.to_owned()
+            } else {
+                String::new()
+            },
+        }
+    }
+}
+
+/// New settings, tried.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    files: Arc<Files>,
+    applied: bool,
+    problems: Vec<Problem>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Settings {
+    files: Arc<Files>,
+    /// Hash of what is in force.
+    hash: String,
+    problems: Vec<Problem>,
+    in_force: Arc<Mutex<InForce>>,
+    looked: u32,
+}
+
+/// What an operation needs of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Current {
+    pub(crate) files: Arc<Files>,
+    pub(crate) in_force: Arc<Mutex<InForce>>,
+}
+
+impl Settings {
+    /// As mounted at the start.
+    pub(super) async fn mounted(config: &Config) -> Self {
+        let (files, problems) = match load(config).await {
+            Ok(files) => (files, Vec::new()),
+            Err(error) => {
+                tracing::error!(error, "settings can't be read");
+                (Files::default(), vec![problem(error)])
+            }
+        };
+        Self {
+            hash: files.hash.clone(),
+            files: Arc::new(files),
+            problems,
+            in_force: Arc::default(),
+            looked: 0,
+        }
+    }
+
+    pub(super) fn current(&self) -> Current {
+        Current { files: Arc::clone(&self.files), in_force: Arc::clone(&self.in_force) }
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        Timing::profile(&self.files.agent.failover)
+    }
+
+    pub(super) fn lag_limit(&self) -> u64 {
+        match self.files.agent.replica_lag_limit {
+            0 => LAG_LIMIT,
+            limit => limit,
+        }
+    }
+
+    /// Hash of the settings in force.
+    pub(super) fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    pub(super) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Now and then: has the mounted ConfigMap changed?
+    pub(super) fn look(&mut self, config: &Config, supervisor: Option<&Supervisor>, feed: &Feed) {
+        self.looked += 1;
+        if self.looked < LOOK {
+            return;
+        }
+        self.looked = 0;
+        let (config, feed, current) = (config.clone(), feed.clone(), self.current());
+        let supervisor = supervisor.cloned();
+        tokio::spawn(async move {
+            match load(&config).await {
+                Ok(files)
+                    if files.hash != current.files.hash
+                        && files.agent.generation >= current.files.agent.generation =>
+                {
+                    tracing::info!(
+                        hash = files.hash,
+                        generation = files.agent.generation,
+                        "mounted settings changed"
+                    );
+                    let outcome =
+                        apply(&config, supervisor.as_ref(), &current.in_force, Arc::new(files)).await;
+                    let _ = feed.send(Fed::Configured(outcome));
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(error, "mounted settings can't be read"),
+            }
+        });
+    }
+
+    /// The controller pushes settings.
+    pub(super) fn push(
+        &self,
+        config: &Config,
+        supervisor: Option<&Supervisor>,
+        request: ConfigureRequest,
+        reply: oneshot::Sender<Result<ConfigureResponse, Status>>,
+        feed: &Feed,
+    ) {
+        let known = self.files.agent.generation;
+        if request.generation < known {
+            let message =
+                format!("generation {} is older than {known}, which this instance has", request.generation);
+            let _ = reply.send(Err(Status::failed_precondition(message)));
+            return;
+        }
+        let files: BTreeMap<String, String> = request.files.into_iter().collect();
+        let files = match Files::read(&files, Some(&request.hash)) {
+            Ok(files) => files,
+            Err(message) => {
+                let _ = reply.send(Err(Status::invalid_argument(message)));
+                return;
+            }
+        };
+        if files == *self.files && self.hash == files.hash {
+            let _ = reply.send(Ok(ConfigureResponse { applied: true }));
+            return;
+        }
+        tracing::info!(hash = files.hash, generation = files.agent.generation, "settings pushed");
+        let (config, feed, in_force) = (config.clone(), feed.clone(), Arc::clone(&self.in_force));
+        let supervisor = supervisor.cloned();
+        tokio::spawn(async move {
+            let outcome = apply(&config, supervisor.as_ref(), &in_force, Arc::new(files)).await;
+            let _ = reply.send(Ok(ConfigureResponse { applied: outcome.applied }));
+            let _ = feed.send(Fed::Configured(outcome));
+        });
+    }
+
+    /// Takes what was tried.
+    pub(super) fn configured(&mut self, outcome: Outcome) {
+        if outcome.applied {
+            self.hash.clone_from(&outcome.files.hash);
+        }
+        self.problems = outcome.problems;
+        self.files = outcome.files;
+    }
+}
+
+fn problem(message: String) -> Problem {
+    Problem { reason: "SettingsNotApplied".to_owned(), message }
+}
+
+async fn load(config: &Config) -> Result<Files, String> {
+    let dir = config.config_dir.clone();
+    let read = move || {
+        let mut files = BTreeMap::new();
+        for name in [FILE_POSTGRESQL, FILE_HBA, FILE_AGENT] {
+            match std::fs::read_to_string(dir.join(name)) {
+                Ok(text) => drop(files.insert(name.to_owned(), text)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && name != FILE_AGENT => {}
+                Err(error) => return Err(format!("failed to read {}: {error}", dir.join(name).display())),
+            }
+        }
+        // The hash over every file of the ConfigMap is the controller's; a part of it that we do not know counts as well.
+        let given = std::fs::read_to_string(dir.join(FILE_HASH)).unwrap_or_default();
+        let mut files = Files::read(&files, None)?;
+        if !given.trim().is_empty() {
+            given.trim().clone_into(&mut files.hash);
+        }
+        Ok(files)
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|e| e.to_string())?
+}
+
+/// Puts settings in force where Postgres runs; otherwise its next start does.
+async fn apply(
+    config: &Config,
+    supervisor: Option<&Supervisor>,
+    in_force: &Mutex<InForce>,
+    files: Arc<Files>,
+) -> Outcome {
+    let in_force = in_force.lock().await;
+    let mut outcome = Outcome { files, applied: true, problems: Vec::new() };
+    let Some(supervisor) = supervisor.filter(|_| in_force.running) else { return outcome };
+    match try_apply(config, supervisor, &in_force, &outcome.files).await {
+        Ok(problems) => {
+            // Refused settings are not in force.
+            outcome.applied = !problems.iter().any(|p| p.reason == "ParameterRefused");
+            outcome.problems = problems;
+        }
+        Err(error) => {
+            let error = describe(&error);
+            tracing::warn!(error, "settings are not in force");
+            outcome.applied = false;
+            outcome.problems = vec![problem(error)];
+        }
+    }
+    outcome
+}
+
+async fn try_apply(
+    config: &Config,
+    supervisor: &Supervisor,
+    in_force: &InForce,
+    files: &Files,
+) -> Result<Vec<Problem>, SettingsError> {
+    let written = settings::write(config, supervisor, &in_force.desired(files)).await?;
+    let mut problems = written.problems;
+    if written.changed {
+        settings::reload(config, supervisor).await?;
+    }
+    if in_force.admitted {
+        problems.extend(settings::admit(config, supervisor, &files.hba).await?);
+    }
+    Ok(problems)
+}
