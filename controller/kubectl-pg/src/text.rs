@@ -136,10 +136,11 @@ fn conditions(conditions: &[Condition], now: Timestamp, screen: Screen) -> Strin
     let rows: Vec<_> = conditions
         .iter()
         .map(|c| {
-            // What is under way is no trouble.
+            // What is under way, or waits, is no trouble.
+            let waits = ["Progressing", "Paused"].contains(&c.kind.as_str()) || c.kind.ends_with("Pending");
             let tone = match c.good {
                 Some(true) => Tone::Good,
-                Some(false) if c.kind == "Progressing" => Tone::Warning,
+                Some(false) if waits => Tone::Warning,
                 Some(false) => Tone::Bad,
                 None => Tone::Warning,
             };

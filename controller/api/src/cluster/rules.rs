@@ -377,14 +377,13 @@ pub(crate) fn hba() -> Vec<Rule> {
     let options = r##"([ \t]+[a-z_]+=("[^"]*"|[^\s"#,]+))*"##;
     let method = "(scram-sha-256|cert|reject|ldap|gss|oauth|pam|radius|trust|md5|password)";
     let address = r"[A-Za-z0-9_.:/-]+([ \t]+[0-9a-fA-F.:]+)?";
-    let kind = "(host|hostssl|hostnossl|hostgssenc|hostnogssenc)";
-    let line = format!(r"^{kind}[ \t]+{list}[ \t]+{list}[ \t]+{address}[ \t]+{method}{options}$");
-    let replication = format!(r"^[a-z]+[ \t]+({HBA_ITEM},)*replication[, \t]");
+    let line = format!(r"^(host|hostssl)[ \t]+{list}[ \t]+{list}[ \t]+{address}[ \t]+{method}{options}$");
+    let replication = format!(r#"^[a-z]+[ \t]+({HBA_ITEM},)*"?(?i:replication)"?[, \t]"#);
     let roles = format!(r#"^[a-z]+[ \t]+{list}[ \t]+({HBA_ITEM},)*"?(postgres|pgwarden_[^\s",]*)"?[, \t]"#);
     vec![
         pattern(
             &line,
-            "hba: a line must be TYPE DATABASE USER ADDRESS METHOD, with TYPE hostssl or another host type, METHOD \
+            "hba: a line must be TYPE DATABASE USER ADDRESS METHOD, with TYPE hostssl or host, METHOD \
              scram-sha-256, cert, reject, ldap, gss, oauth, pam or radius, no comment and no line break, such as: \
              hostssl app app 10.0.0.0/8 scram-sha-256",
         ),

@@ -219,7 +219,7 @@ const HBA: &[Case] = &[
         "spec: {hba: ['hostssl \"my db\",other \"A B\" 192.0.2.0 255.255.255.0 ldap ldapserver=ldap.example.org ldapprefix=\"cn=a b\"']}",
     ),
     accept(
-        "spec: {hba: ['hostssl replication_log all ::1/128 scram-sha-256', 'hostssl \"replication\" app samenet scram-sha-256']}",
+        "spec: {hba: ['hostssl replication_log all ::1/128 scram-sha-256', 'hostssl app app samenet scram-sha-256']}",
     ),
     accept("spec: {hba: ['hostssl all postgres_exporter all scram-sha-256']}"),
     // Not the form: type, comment, continuation, second line, quotes inside a name, several methods, a file.
@@ -251,6 +251,11 @@ const HBA: &[Case] = &[
     refuse("spec: {hba: ['hostssl all all 10.0.0.0 255.0.0.0 md5']}", &["use scram-sha-256 or cert"]),
     refuse("spec: {hba: ['hostssl all all all password map=m']}", &["use scram-sha-256 or cert"]),
     // Replication.
+    refuse(
+        r#"spec: {hba: ['hostssl "replication" app samenet scram-sha-256']}"#,
+        &["remove replication from the line"],
+    ),
+    refuse("spec: {hba: ['hostnossl all all all scram-sha-256']}", &["with TYPE hostssl or host"]),
     refuse(
         "spec: {hba: ['hostssl replication all all scram-sha-256']}",
         &["remove replication from the line"],
