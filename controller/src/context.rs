@@ -1,6 +1,10 @@
 //! What every reconcile shares.
 
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use kube::{Client, runtime::events::Recorder};
 use pgwarden_api::cluster::Version;
@@ -93,4 +97,8 @@ pub struct Failure {
     pub count: u32,
     /// The last one that an event told of.
     pub told: String,
+    /// Not tried again before, unless the spec changes.
+    pub until: Option<Instant>,
+    /// Generation of the spec that failed.
+    pub generation: Option<i64>,
 }

@@ -95,12 +95,24 @@ impl<'a> Report<'a> {
             let mut failures = self.ctx.failures.lock().unwrap_or_else(PoisonError::into_inner);
             let failure = failures.entry(key).or_default();
             failure.count = failure.count.saturating_add(1);
+            failure.until = (!error.is_final()).then(|| Instant::now() + pause(failure.count));
+            failure.generation = guarded.meta().generation;
             std::mem::replace(&mut failure.told, text.clone()) == text
         };
         if !known {
             publish(self.ctx, guarded, EventType::Warning, error.category(), "Reconcile", text).await;
         }
     }
+}
+
+/// How long a cluster that has failed waits yet. Related objects that change do not shorten it: they may change because of the failure.
+/// A new spec does.
+#[must_use]
+pub fn waits(guarded: &Guarded, ctx: &Context) -> Option<Duration> {
+    let failures = ctx.failures.lock().unwrap_or_else(PoisonError::into_inner);
+    let failure = failures.get(&ObjectRef::from_obj(guarded))?;
+    let rest = failure.until?.checked_duration_since(Instant::now())?;
+    (failure.generation == guarded.meta().generation && !rest.is_zero()).then_some(rest)
 }
 
 /// When to try again after a failure.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, marker::PhantomData, sync::Arc};
 
-use futures::future::try_join_all;
+use futures::future::join_all;
 use k8s_openapi::{
     api::{
         core::v1::{PersistentVolumeClaim, Pod, Service},
@@ -25,6 +25,7 @@ use super::{
     decide::{Plan, Unwanted},
     observe::{Live, Observed},
     prepare::Ground,
+    replace::Replace,
     validate::ValidatedCluster,
 };
 use crate::{cache::Cached, context::Context};
@@ -134,21 +135,26 @@ pub async fn apply(
     let writer = Writer { ctx, namespace: &cluster.namespace };
     let app_secrets = BTreeMap::from([(cluster.names.app_secret(), ground.app_secret.live.clone())]);
 
-    let (account, role, config_map, certificates, app_secret, services) = futures::try_join!(
+    // All of a group are tried: one that fails must not keep the others from being mended.
+    let (account, role, config_map, certificates, app_secret, services) = futures::join!(
         writer.ensure(account, accounts),
         writer.ensure(role, roles),
         writer.ensure(config_map, config_maps),
         writer.ensure_all(certificates, secrets),
         writer.ensure_some(app_secret, &app_secrets),
         writer.ensure_all(services, live_services),
-    )?;
-    let (role_binding, slices, network_policy, budget, cron_job) = futures::try_join!(
+    );
+    let (account, role, config_map, certificates, app_secret, services) =
+        (account?, role?, config_map?, certificates?, app_secret?, services?);
+    let (role_binding, slices, network_policy, budget, cron_job) = futures::join!(
         writer.ensure(role_binding, role_bindings),
         writer.slices(slices, live_slices, &services),
         writer.ensure_some(network_policy, policies),
         writer.ensure_some(budget, budgets),
         writer.ensure_some(cron_job, cron_jobs),
-    )?;
+    );
+    let (role_binding, slices, network_policy, budget, cron_job) =
+        (role_binding?, slices?, network_policy?, budget?, cron_job?);
     let stateful_set = if plan.recreate_stateful_set {
         // Its template can't be changed. The pods stay, and are found again by the new one: the reconcile after the deletion makes it.
         let live = stateful_sets.get(&stateful_set.name_any());
@@ -162,6 +168,7 @@ pub async fn apply(
     };
     let resize_problem = writer.grow(&plan.grow, &cluster.storage).await;
     writer.relabel(&plan.relabel).await?;
+    writer.replace(&plan.replace).await?;
     writer.remove(&plan.remove, observed).await?;
     Ok(Outcome {
         resources: Resources {
@@ -208,7 +215,7 @@ impl Writer<'_> {
         desired: Vec<K>,
         live: &BTreeMap<String, Arc<K>>,
     ) -> Result<Vec<K>, ApplyError> {
-        try_join_all(desired.into_iter().map(|object| self.ensure(object, live))).await
+        join_all(desired.into_iter().map(|object| self.ensure(object, live))).await.into_iter().collect()
     }
 
     async fn ensure_some<K: Cached + Serialize>(
@@ -254,7 +261,7 @@ impl Writer<'_> {
             }
             self.ensure_value(&name, value, live).await
         };
-        try_join_all(desired.into_iter().map(one)).await
+        join_all(desired.into_iter().map(one)).await.into_iter().collect()
     }
 
     /// Applies an object unless it is as it should be.
@@ -280,11 +287,18 @@ impl Writer<'_> {
             None => "missing".to_owned(),
         };
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        let applied = self
-            .api::<K>()
-            .patch(name, &params, &Patch::Apply(&value))
-            .await
-            .map_err(|e| ApplyError::request::<K>("apply", name, e))?;
+        let api = self.api::<K>();
+        let failed = |e| ApplyError::request::<K>("apply", name, e);
+        let applied = match api.patch(name, &params, &Patch::Apply(&value)).await {
+            Ok(applied) => applied,
+            Err(kube::Error::Api(status)) if status.code == 422 && live.is_some() => {
+                // Somebody changed the key of a list's element, say a port's number: apply would add ours beside it. A merge patch
+                // replaces the list; apply then finds what it says.
+                let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..Default::default() };
+                api.patch(name, &params, &Patch::Merge(&value)).await.map_err(failed)?
+            }
+            Err(error) => return Err(failed(error)),
+        };
         self.ctx.metrics.writes.with_label_values(&[kind.as_str()]).inc();
         info!(%kind, name, difference = %path, "applied an object");
         Ok(applied)
@@ -337,6 +351,21 @@ impl Writer<'_> {
                 Ok(_) => info!(%pod, role = role.unwrap_or("none"), "labelled the pod's role"),
                 Err(kube::Error::Api(status)) if status.is_not_found() => {}
                 Err(source) => return Err(ApplyError::request::<Pod>("label", pod, source)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes pods; the StatefulSet makes them anew from its newest template.
+    async fn replace(&self, pods: &[Replace]) -> Result<(), ApplyError> {
+        for Replace { pod, uid, why } in pods {
+            info!(%pod, %why, "replacing a pod that never served: its template has changed since");
+            let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
+            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            match self.api::<Pod>().delete(pod, &params).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+                Err(source) => return Err(ApplyError::request::<Pod>("delete", pod, source)),
             }
         }
         Ok(())

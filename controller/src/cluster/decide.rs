@@ -12,6 +12,7 @@ use pgwarden_api::{
 
 use super::{
     observe::{Live, Observed},
+    replace::{Replace, replace},
     validate::ValidatedCluster,
 };
 use crate::quantity;
@@ -61,6 +62,8 @@ pub struct Plan {
     pub grow: Vec<String>,
     /// Pods whose role label is not what it should be.
     pub relabel: BTreeMap<String, Option<&'static str>>,
+    /// Pods that can't start, and whose template has been mended since.
+    pub replace: Vec<Replace>,
     /// Objects of ours that are not wanted any more.
     pub remove: Vec<Unwanted>,
 }
@@ -99,6 +102,7 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, network_policy: b
             .is_some_and(|set| template_storage(set).is_some_and(|s| !quantity::same(&s, &cluster.storage))),
         grow: observed.claims.iter().filter(claims_small).map(|c| c.name_any()).collect(),
         relabel: relabel(observed),
+        replace: replace(live_set.map(AsRef::as_ref), &observed.pods, &observed.reports),
         remove: unwanted(cluster, observed, network_policy),
     }
 }

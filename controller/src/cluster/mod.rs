@@ -9,6 +9,7 @@ pub mod delete;
 pub mod observe;
 pub mod pods;
 pub mod prepare;
+pub mod replace;
 pub mod settings;
 pub mod status;
 pub mod validate;
@@ -103,6 +104,9 @@ impl Error {
 /// See [`Error`].
 pub async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
     ctx.caches.ready().await;
+    if let Some(rest) = report::waits(&guarded, &ctx) {
+        return Ok(Action::requeue(rest));
+    }
     let report = Report::begin(&ctx);
     let result = match &guarded.0 {
         Ok(cluster) => run(cluster, &ctx, &report.steps).await,

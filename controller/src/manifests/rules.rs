@@ -49,7 +49,8 @@ const RULES: &[Row] = &[
     ("", &["services/finalizers"], &["update"]),
     // The authority is replaced by compare-and-swap.
     ("", &["secrets"], &["get", "list", "watch", "create", "update", "patch", "delete"]),
-    ("", &["pods"], &["get", "list", "watch", "patch"]),
+    // Deleted only when they can't start: the StatefulSet does not replace them itself.
+    ("", &["pods"], &["get", "list", "watch", "patch", "delete"]),
     ("", &["persistentvolumeclaims"], &["get", "list", "watch", "patch", "delete"]),
     ("", &["events"], &["create"]),
     ("events.k8s.io", &["events"], &["create", "patch"]),
