@@ -282,7 +282,11 @@ impl Shared {
             }
             Reply::Refused(refusal) => drop(waiter.send(Err(refusal))),
             // Dropping the waiter tells it.
-            Reply::Hello(_) | Reply::Granted(_) | Reply::Done | Reply::Started { .. } | Reply::LogTail { .. } => {}
+            Reply::Hello(_)
+            | Reply::Granted(_)
+            | Reply::Done
+            | Reply::Started { .. }
+            | Reply::LogTail { .. } => {}
         }
     }
 
@@ -531,6 +535,29 @@ impl Supervisor {
     /// See [`SupervisorError`].
     pub async fn sigterm_ack(&self) -> Result<(), SupervisorError> {
         self.done(Request::SigTermAck).await
+    }
+
+    /// The end of Postgres' log, of the last start; once that has ended, all of it that is kept. Empty with a supervisor that
+    /// does not keep it.
+    ///
+    /// # Errors
+    /// See [`SupervisorError`].
+    pub async fn log_tail(&self, has_ended: bool) -> Result<String, SupervisorError> {
+        // The last lines may still be on their way when the last process is gone.
+        const LOOKS: u32 = 50;
+        const PAUSE: Duration = Duration::from_millis(5);
+        for look in 1.. {
+            match self.request(Request::LogTail).await {
+                Ok(Reply::LogTail { ended: false, .. }) if has_ended && look < LOOKS => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Ok(Reply::LogTail { bytes, .. }) => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
+                Err(error) if error.refusal() == Some(RefusalCode::UnknownRequest) => break,
+                Err(error) => return Err(error),
+                Ok(_) => return Err(SupervisorError::Unexpected { request: "LogTail" }),
+            }
+        }
+        Ok(String::new())
     }
 
     /// Ends the supervisor, and with it the container.

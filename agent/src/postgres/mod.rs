@@ -4,12 +4,17 @@
 //! volume, on blocking threads, so that a hung disk never holds the lease path.
 
 pub mod clone;
+pub mod control;
 pub mod control_file;
 pub mod datadir;
 pub mod files;
 pub mod hba;
 pub mod initdb;
+pub mod roles;
+mod scram;
 pub mod settings;
+pub mod slots;
+pub mod snapshot;
 pub mod sql;
 #[cfg(test)]
 pub(crate) mod testing;
