@@ -7,7 +7,7 @@ mod accept;
 mod agent;
 mod dispatch;
 mod health;
-mod limits;
+pub(crate) mod limits;
 pub mod methods;
 #[cfg(test)]
 mod tests;
