@@ -2,17 +2,17 @@
 
 use std::{
     collections::HashMap,
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use kube::{Client, runtime::events::Recorder};
-use pgwarden_api::cluster::Version;
+use kube::{Client, ResourceExt, runtime::events::Recorder};
+use pgwarden_api::{PostgreSQL, cluster::Version};
 
 use crate::{
     agents::Agents,
     args::{PullPolicy, RunArgs},
-    cache::Caches,
+    cache::{Caches, ClusterRef},
     metrics::Metrics,
 };
 
@@ -87,7 +87,36 @@ pub struct Context {
     /// Publishes events.
     pub recorder: Recorder,
     /// Failures in a row, by cluster.
-    pub failures: Mutex<HashMap<crate::cache::ClusterRef, Failure>>,
+    pub failures: Mutex<HashMap<ClusterRef, Failure>>,
+    /// Phases, by cluster.
+    pub phases: Mutex<HashMap<ClusterRef, String>>,
+}
+
+impl Context {
+    /// Counts a cluster under its phase.
+    pub fn tell_phase(&self, cluster: &PostgreSQL, phase: &str) {
+        let key = ClusterRef::new(&cluster.name_any()).within(&cluster.namespace().unwrap_or_default());
+        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauge = |phase: &str| self.metrics.clusters.with_label_values(&[phase]);
+        match phases.insert(key, phase.to_owned()) {
+            Some(old) if old == phase => {}
+            Some(old) => {
+                gauge(&old).dec();
+                gauge(phase).inc();
+            }
+            None => gauge(phase).inc(),
+        }
+    }
+
+    /// Forgets a cluster that is gone.
+    pub fn forget(&self, cluster: &ClusterRef) {
+        self.agents.forget(cluster.namespace.as_deref().unwrap_or_default(), &cluster.name);
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+        let phase = self.phases.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+        if let Some(phase) = phase {
+            self.metrics.clusters.with_label_values(&[phase.as_str()]).dec();
+        }
+    }
 }
 
 /// Failures of one cluster in a row.

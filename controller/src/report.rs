@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     cache::Guarded,
-    cluster::{Error, conditions, status::phase},
+    cluster::{Error, status::phase},
     context::Context,
 };
 
@@ -149,8 +149,8 @@ pub async fn tell_changes(ctx: &Context, cluster: &PostgreSQL, new: &PostgreSQLS
             condition::READY,
             condition::PROGRESSING,
             condition::DEGRADED,
-            conditions::BACKUP_READY,
-            conditions::DURABILITY,
+            condition::BACKUP_READY,
+            condition::DURABILITY,
         ];
         if !general.contains(&c.type_.as_str()) {
             publish(ctx, cluster, EventType::Warning, &c.type_, "Reconcile", c.message.clone()).await;
@@ -159,7 +159,7 @@ pub async fn tell_changes(ctx: &Context, cluster: &PostgreSQL, new: &PostgreSQLS
 }
 
 fn is_trouble(c: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition) -> bool {
-    (c.status == "True") != conditions::is_good_when_true(&c.type_)
+    (c.status == "True") != condition::is_good_when_true(&c.type_)
 }
 
 async fn publish<K>(ctx: &Context, object: &K, type_: EventType, reason: &str, action: &str, note: String)

@@ -121,16 +121,6 @@ async fn control(client: Client, args: &RunArgs, metrics: Metrics) {
     let (store, events) = clusters(&scope);
     let (caches, related) = Caches::watch(&scope, store.clone());
 
-    let leaving = agents.clone();
-    let changed = events.filter_map(move |event| {
-        future::ready(match event {
-            ClusterEvent::Changed(cluster) => Some(ObjectRef::from_obj(cluster.as_ref())),
-            ClusterEvent::Gone(cluster) => {
-                leaving.forget(cluster.namespace.as_deref().unwrap_or_default(), &cluster.name);
-                None
-            }
-        })
-    });
     let reporter = Reporter { controller: pgwarden_api::names::FIELD_MANAGER.into(), instance: args.pod_name.clone() };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
@@ -140,6 +130,17 @@ async fn control(client: Client, args: &RunArgs, metrics: Metrics) {
         settings: Settings::new(args),
         metrics,
         failures: Mutex::new(HashMap::new()),
+        phases: Mutex::new(HashMap::new()),
+    });
+    let leaving = context.clone();
+    let changed = events.filter_map(move |event| {
+        future::ready(match event {
+            ClusterEvent::Changed(cluster) => Some(ObjectRef::from_obj(cluster.as_ref())),
+            ClusterEvent::Gone(cluster) => {
+                leaving.forget(&cluster);
+                None
+            }
+        })
     });
     let config = Config::default().concurrency(args.concurrency);
     Controller::for_stream(stream::pending(), store)

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 use pgwarden_api::{
-    cluster::{DurabilityMode, Member, condition},
+    cluster::{
+        DurabilityMode, Member,
+        condition::{self, BACKUP_READY, DURABILITY, SPREAD},
+    },
     names,
 };
 
@@ -16,12 +19,6 @@ use super::{
     validate::ValidatedCluster,
 };
 
-/// Instances share a node.
-pub const SPREAD: &str = "Spread";
-/// Backups are made.
-pub const BACKUP_READY: &str = "BackupReady";
-/// Commits are as durable as the manifest asks.
-pub const DURABILITY: &str = "Durability";
 /// The application Secret can't be used.
 pub const APP_SECRET_INVALID: &str = "AppSecretInvalid";
 /// Settings wait for a restart.
@@ -53,12 +50,6 @@ pub struct Fact {
     pub message: String,
 }
 
-/// Whether `True` is the good value.
-#[must_use]
-pub fn is_good_when_true(kind: &str) -> bool {
-    condition::is_good_when_true(kind) || [SPREAD, BACKUP_READY, DURABILITY].contains(&kind)
-}
-
 /// A condition.
 pub fn fact(kind: &str, status: bool, reason: &str, message: impl Into<String>) -> Fact {
     Fact { kind: kind.to_owned(), status, reason: reason.to_owned(), message: message.into() }
@@ -88,6 +79,17 @@ pub fn invalid(message: String) -> Summary {
     }
 }
 
+/// A step that failed.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed<'a> {
+    /// Step.
+    pub step: &'static str,
+    /// Why.
+    pub message: &'a str,
+    /// Kubernetes does not take what the manifest says: trying again does not help.
+    pub refused: bool,
+}
+
 /// What a person is told of the whole.
 #[derive(Clone, Copy)]
 pub struct Picture<'a> {
@@ -103,8 +105,8 @@ pub struct Picture<'a> {
     pub app_secret_problem: Option<&'a str>,
     /// Why volumes could not grow.
     pub resize_problem: Option<&'a str>,
-    /// The step that failed, and why.
-    pub failure: Option<(&'static str, &'a str)>,
+    /// What has failed.
+    pub failure: Option<Failed<'a>>,
     /// The phase before.
     pub before: &'a str,
 }
@@ -142,6 +144,7 @@ pub fn summarise(p: Picture<'_>) -> Summary {
         Some(Stop::NameConflict(_) | Stop::DataWithoutRecord(_)) => phase::BLOCKED,
         _ if complete => phase::RUNNING,
         _ if degraded => phase::DEGRADED,
+        _ if p.failure.is_some_and(|f| f.refused) => phase::BLOCKED,
         _ => phase::CREATING,
     };
     Summary { phase, facts }
@@ -198,7 +201,10 @@ fn progressing(p: Picture<'_>, ready: usize, wanted: usize, complete: bool) -> F
             format!("waiting until these are gone: {}", what.join(", ")),
         ),
         None => match p.failure {
-            Some((step, message)) => fact(kind, true, "Retrying", format!("{step}: {message}")),
+            Some(failed) if failed.refused => {
+                fact(kind, false, "InvalidSpec", "waiting for the manifest to be corrected")
+            }
+            Some(failed) => fact(kind, true, "Retrying", format!("{}: {}", failed.step, failed.message)),
             None if complete => fact(kind, false, "Stable", "as the manifest says"),
             None => fact(kind, true, "InstancesNotReady", not_ready(p.members, ready, wanted)),
         },
@@ -308,12 +314,18 @@ fn storage_facts(p: Picture<'_>) -> Vec<Fact> {
 }
 
 fn pod_facts(p: Picture<'_>) -> Vec<Fact> {
+    let no_class = matches!(
+        p.observed.storage_class,
+        StorageClassFact::Missing(_) | StorageClassFact::NoDefault
+    );
     let mut facts: Vec<Fact> = p
         .observed
         .pods
         .iter()
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
         .filter_map(|pod| pods::problem(pod))
+        // A pod without a volume can't be scheduled: that is said once, with its cause.
+        .filter(|problem| problem.condition != pods::UNSCHEDULABLE || !no_class)
         .map(|problem| fact(problem.condition, true, &problem.reason, problem.message))
         .collect();
     let mut nodes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -404,8 +416,12 @@ fn other_facts(p: Picture<'_>) -> Vec<Fact> {
             ),
         ));
     }
-    if let Some((step, message)) = p.failure {
-        facts.push(fact(RECONCILE_FAILED, true, &reason_of(step), message));
+    match p.failure {
+        Some(failed) if failed.refused => {
+            facts.push(fact(INVALID, true, "RefusedByKubernetes", failed.message));
+        }
+        Some(failed) => facts.push(fact(RECONCILE_FAILED, true, &reason_of(failed.step), failed.message)),
+        None => {}
     }
     facts
 }
@@ -416,3 +432,6 @@ fn reason_of(step: &str) -> String {
     let first = chars.next().map(|c| c.to_ascii_uppercase());
     first.into_iter().chain(chars).chain("Failed".chars()).collect()
 }
+
+#[cfg(test)]
+mod tests;

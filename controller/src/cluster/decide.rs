@@ -286,3 +286,6 @@ fn unwanted(cluster: &ValidatedCluster, observed: &Observed, network_policy: boo
     }
     remove
 }
+
+#[cfg(test)]
+mod tests;

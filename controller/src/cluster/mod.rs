@@ -12,6 +12,8 @@ pub mod prepare;
 pub mod replace;
 pub mod settings;
 pub mod status;
+#[cfg(test)]
+mod testing;
 pub mod validate;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -24,7 +26,7 @@ use pgwarden_proto::identity::CertRole;
 pub use self::build::Files;
 use self::{
     apply::ApplyError,
-    conditions::Picture,
+    conditions::{Failed, Picture},
     decide::{Plan, Stop, decide},
     delete::DeleteError,
     observe::{ObserveError, Observed, StorageClassFact, observe},
@@ -42,6 +44,8 @@ use crate::{
 
 /// Everything is looked at again after so long, although nothing has happened.
 const RESYNC: Duration = Duration::from_secs(600);
+/// Longest reconcile.
+const LONGEST: Duration = Duration::from_secs(60);
 /// What the operator has no watch for is asked for again after so long.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -51,6 +55,9 @@ pub enum Error {
     /// The object does not fit its own schema.
     #[error("the PostgreSQL object can't be read: {0}")]
     Undecodable(#[from] InvalidObject),
+    /// The API server did not answer.
+    #[error("the API server did not answer in time")]
+    TooLong,
     /// Step observe.
     #[error(transparent)]
     Observe(#[from] ObserveError),
@@ -80,6 +87,7 @@ impl Error {
     pub const fn category(&self) -> &'static str {
         match self {
             Self::Undecodable(_) => "Undecodable",
+            Self::TooLong => "Timeout",
             Self::Observe(_) => "ObserveFailed",
             Self::Validate(_) => "InvalidSpec",
             Self::Prepare(_) => "PrepareFailed",
@@ -109,7 +117,10 @@ pub async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Actio
     }
     let report = Report::begin(&ctx);
     let result = match &guarded.0 {
-        Ok(cluster) => run(cluster, &ctx, &report.steps).await,
+        // A request that hangs must not hold its cluster for the minutes that the client waits on a watch. Every step can be dropped.
+        Ok(cluster) => tokio::time::timeout(LONGEST, run(cluster, &ctx, &report.steps))
+            .await
+            .unwrap_or(Err(Error::TooLong)),
         Err(invalid) => Err(InvalidObject { error: invalid.error.clone(), metadata: invalid.metadata.clone() }.into()),
     };
     report.end(&guarded, &result).await;
@@ -157,7 +168,9 @@ async fn run(cluster: &PostgreSQL, ctx: &Context, steps: &Steps) -> Result<Actio
         }
         Err(error) => {
             let text = error.to_string();
-            let told = Told { failure: Some((steps.current(), &text)), ..Told::default() };
+            let refused = matches!(error, Error::Apply(ApplyError::Refused { .. }));
+            let failed = Failed { step: steps.current(), message: &text, refused };
+            let told = Told { failure: Some(failed), ..Told::default() };
             let summary = summary(cluster, &observed, &valid, &plan, told);
             // The failure that is reported is the first one.
             if let Err(second) = write_status(ctx, cluster, &observed, Some(&valid), summary).await {
@@ -249,7 +262,7 @@ fn address_type(observed: &Observed) -> &'static str {
 struct Told<'a> {
     app_secret: Option<&'a str>,
     resize: Option<&'a str>,
-    failure: Option<(&'static str, &'a str)>,
+    failure: Option<Failed<'a>>,
 }
 
 fn summary(
@@ -290,6 +303,7 @@ async fn write_status(
             now: observed.now,
         },
     );
+    ctx.tell_phase(cluster, &status.phase);
     if status::write(ctx, cluster, &status).await? {
         report::tell_changes(ctx, cluster, &status).await;
     }

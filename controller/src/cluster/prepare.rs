@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, Resource, ResourceExt,
-    api::{ObjectMeta, PostParams},
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use pgwarden_api::{
     PostgreSQLRecord, PostgreSQLRecordSpec,
@@ -16,6 +16,7 @@ use pgwarden_api::{
 };
 use pgwarden_proto::identity::CertRole;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 use tracing::info;
 use uuid::Uuid;
 
@@ -82,7 +83,10 @@ pub async fn prepare(
     plan: &Plan,
 ) -> Result<Ground, PrepareError> {
     let record = match &observed.record {
-        Some(record) => Some(record.clone()),
+        Some(record) => {
+            label_record(ctx, cluster, record).await?;
+            Some(record.clone())
+        }
         None if plan.create_record => Some(Arc::new(create_record(ctx, cluster).await?)),
         None => None,
     };
@@ -108,6 +112,23 @@ async fn create_record(ctx: &Context, cluster: &ValidatedCluster) -> Result<Post
     let record = create(ctx, cluster, record).await?;
     info!(record = %record.name_any(), id = %record.spec.cluster_id, "made the record: the cluster has no data yet");
     Ok(record)
+}
+
+/// A record that a person has restored may have lost the label by which it is watched.
+async fn label_record(
+    ctx: &Context,
+    cluster: &ValidatedCluster,
+    record: &PostgreSQLRecord,
+) -> Result<(), PrepareError> {
+    if record.labels().get(names::LABEL_CLUSTER).is_some_and(|c| c == cluster.names.cluster()) {
+        return Ok(());
+    }
+    let api: Api<PostgreSQLRecord> = Api::namespaced(ctx.client.clone(), &cluster.namespace);
+    let patch = json!({"metadata": {"labels": build::labels(cluster.names.cluster())}});
+    let name = record.name_any();
+    let patched = api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    let kind = PostgreSQLRecord::kind(&()).into_owned();
+    patched.map(|_| ()).map_err(|source| PrepareError::Write { kind, name, source })
 }
 
 /// L of the timing profiles (`ha.md` §2.4).

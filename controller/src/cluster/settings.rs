@@ -199,3 +199,6 @@ fn line(text: &mut String, name: &str, value: &str) {
     }
     text.push_str("'\n");
 }
+
+#[cfg(test)]
+mod tests;

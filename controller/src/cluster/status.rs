@@ -223,3 +223,6 @@ pub async fn write(ctx: &Context, cluster: &PostgreSQL, status: &PostgreSQLStatu
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

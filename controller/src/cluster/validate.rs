@@ -233,13 +233,11 @@ fn check_parameters(parameters: &BTreeMap<String, String>) -> Result<(), Validat
         if let Some((_, reason)) = OWNED_PARAMETERS.iter().find(|(owned, _)| *owned == lower) {
             return Err(ValidateError::OwnedParameter { name: name.clone(), reason });
         }
-        // Directives of the file's syntax, which would read other files.
-        let directive = ["include", "include_if_exists", "include_dir"].contains(&lower.as_str());
         let word = |w: &str| {
             w.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
                 && w.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
-        if directive || !lower.split('.').all(word) {
+        if !lower.split('.').all(word) {
             return Err(ValidateError::ParameterName(name.clone()));
         }
         if value.contains('\0') {
@@ -278,3 +276,6 @@ fn check_hba(lines: &[String]) -> Result<(), ValidateError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -167,3 +167,6 @@ fn meta_kept(cluster: &ValidatedCluster, name: String) -> ObjectMeta {
         ..ObjectMeta::default()
     }
 }
+
+#[cfg(test)]
+mod tests;
