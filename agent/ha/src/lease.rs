@@ -87,15 +87,7 @@ impl Machine {
     /// T11 with nobody who may vote: the renewal's outcome is not known, but under every record that may be in force this
     /// incarnation holds the epoch and nobody may be promoted.
     pub(crate) fn renewal_unknown(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        let Some(hold) = &self.hold else { return };
-        let Some(incarnation) = self.supervisor.as_ref().map(|s| s.incarnation) else { return };
-        let alone = |r: &Record| {
-            r.held_by(hold.instance, incarnation)
-                && r.epoch == hold.epoch
-                && r.voters.is_empty()
-                && r.system.is_some()
-        };
-        let affirmed = self.possible().is_some_and(|mut all| all.all(alone));
+        let affirmed = self.alone();
         if affirmed {
             self.extend(now, now, true, out);
         }
@@ -103,6 +95,32 @@ impl Machine {
         if let Some(hold) = &mut self.hold {
             hold.renew_at = now.plus(wait);
         }
+    }
+
+    /// T11, early: the outcome is not known yet and the deadline is near, as when an agent takes over from one that died, or the record
+    /// answers slowly.
+    fn affirm_early(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        let Some(deadline) = self.hold.as_ref().and_then(|h| h.deadline) else { return };
+        let timing = self.policy.timing;
+        let near = timing.fence.saturating_sub(timing.renew).saturating_sub(timing.request_timeout);
+        if deadline > now.plus(near) {
+            self.wake_at(deadline.minus(near));
+        } else if self.alone() {
+            self.extend(now, now, true, out);
+        }
+    }
+
+    /// Whether under every record that may be in force this incarnation holds the epoch and nobody may be promoted.
+    fn alone(&self) -> bool {
+        let Some(hold) = &self.hold else { return false };
+        let Some(incarnation) = self.supervisor.as_ref().map(|s| s.incarnation) else { return false };
+        let alone = |r: &Record| {
+            r.held_by(hold.instance, incarnation)
+                && r.epoch == hold.epoch
+                && r.voters.is_empty()
+                && r.system.is_some()
+        };
+        self.possible().is_some_and(|mut all| all.all(alone))
     }
 
     /// Moves the deadline to `from` + F; never backwards.
@@ -150,10 +168,8 @@ impl Machine {
         if self.is(Mutant::IgnoreOtherHolder) {
             return None;
         }
-        let mine = record
-            .holder
-            .as_ref()
-            .is_some_and(|h| h.instance == hold.instance && h.incarnation == incarnation);
+        let same = |h: &Holder| h.incarnation == incarnation || self.is(Mutant::AnyIncarnation);
+        let mine = record.holder.as_ref().is_some_and(|h| h.instance == hold.instance && same(h));
         if record.epoch != hold.epoch {
             Some("the record is at another epoch")
         } else if !mine {
@@ -203,7 +219,8 @@ impl Machine {
         let desired = self.desired(hold, &seen.record);
         let urgent = desired != seen.record && !hold.affirmed;
         let due = hold.renew_at;
-        if self.record.in_flight.is_some() {
+        if self.record.in_flight.is_some() || self.record.reading.is_some() {
+            self.affirm_early(now, out);
             return;
         }
         if due > now && !urgent {

@@ -86,7 +86,8 @@ impl Reason {
     /// Whether a person should know of it: what blocks, and what fails again and again.
     #[must_use]
     pub const fn is_problem(&self) -> bool {
-        self.blocks() || matches!(self, Self::Retrying { .. } | Self::VolumeLocked | Self::HolderStopped { .. })
+        self.blocks()
+            || matches!(self, Self::Retrying { .. } | Self::VolumeLocked | Self::HolderStopped { .. })
     }
 
     /// CamelCase, for conditions and events.

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::{
-    event::{Directory, Effect, Mode, Op},
+    event::{Directory, Effect, Id, Mode, Op},
     machine::{Machine, Mutant, Stage},
     reason::{Notice, Reason},
-    record::RecordState,
+    record::{Epoch, RecordState},
     time::Instant,
 };
 
@@ -22,7 +22,7 @@ impl Machine {
     pub(crate) fn decide(&mut self, now: Instant, out: &mut Vec<Effect>) {
         for _ in 0..8 {
             self.wake = None;
-            let before = (self.hold.clone(), self.op.clone(), self.exited, self.killing, self.record.clone());
+            let before = self.decided();
             let reason = self.decide_once(now, out);
             if reason != self.reason {
                 if let Some(reason) = reason.as_ref().filter(|r| r.blocks()) {
@@ -30,8 +30,7 @@ impl Machine {
                 }
                 self.reason = reason;
             }
-            if before == (self.hold.clone(), self.op.clone(), self.exited, self.killing, self.record.clone())
-            {
+            if before == self.decided() {
                 break;
             }
         }
@@ -42,6 +41,21 @@ impl Machine {
             let sent = write.sent;
             self.wake_at(sent.plus(self.policy.timing.request_timeout + Duration::from_millis(500)));
         }
+    }
+
+    /// What a decision can change that the next one depends on.
+    #[allow(clippy::type_complexity, reason = "compared, never kept")]
+    fn decided(
+        &self,
+    ) -> (Option<(Epoch, Stage, Option<Instant>)>, Option<Id>, bool, Option<Instant>, Option<Id>, bool) {
+        (
+            self.hold.as_ref().map(|h| (h.epoch, h.stage, h.deadline)),
+            self.op.as_ref().map(|(id, _)| *id),
+            self.exited,
+            self.killing,
+            self.record.in_flight.as_ref().map(|w| w.id),
+            self.record.reading.is_some(),
+        )
     }
 
     fn decide_once(&mut self, now: Instant, out: &mut Vec<Effect>) -> Option<Reason> {

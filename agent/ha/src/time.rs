@@ -27,6 +27,11 @@ impl Instant {
     pub fn plus(self, d: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
     }
+    /// This much earlier.
+    #[must_use]
+    pub fn minus(self, d: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
+    }
     /// Time from `earlier` to this; zero if it is not earlier.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {

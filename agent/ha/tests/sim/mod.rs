@@ -1,6 +1,8 @@
 //! A world of three pods, one record and an adversary, in which the real protocol runs. Deterministic: the same actions give the
 //! same run. The checks look at the world as it is, not at what an instance believes.
 
+
+#![allow(unreachable_pub, reason = "shared by the tests of this directory")]
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use pgwarden_ha::{
@@ -134,7 +136,10 @@ pub struct World {
     order: u64,
     touches: u64,
     changed: u64,
+    /// The last applied writes.
     log: Vec<Applied>,
+    /// Who has ever held which epoch.
+    held: BTreeSet<(Epoch, Incarnation)>,
     versions: Vec<(Version, Record)>,
     api_down: bool,
     packets: Vec<Packet>,
@@ -160,6 +165,7 @@ impl World {
             touches: 0,
             changed: 0,
             log: Vec::new(),
+            held: BTreeSet::new(),
             versions: Vec::new(),
             api_down: false,
             packets: Vec::new(),
@@ -388,10 +394,8 @@ impl World {
         self.network();
         self.operations();
         for pod in 0..self.pods.len() {
-            let due = self.pods[pod]
-                .agent
-                .as_ref()
-                .is_some_and(|a| a.machine.wake().is_some_and(|w| w <= self.instant()));
+            let agent = self.pods[pod].agent.as_ref().filter(|_| !self.pods[pod].paused);
+            let due = agent.is_some_and(|a| a.machine.wake().is_some_and(|w| w <= self.instant()));
             if due {
                 self.tell(pod, Event::Tick);
             }
@@ -530,10 +534,19 @@ impl World {
         }
         self.note(|| format!("APPLIED by {} sent {}: {record:?}", packet.pod, packet.sent));
         self.log.push(Applied { record: record.clone(), sent: packet.sent });
+        if self.log.len() > 32 {
+            self.log.remove(0);
+        }
+        if let Some(holder) = &record.holder {
+            self.held.insert((record.epoch, holder.incarnation));
+        }
         self.record = record;
         self.order += 1;
         self.changed = self.now;
         self.versions.push((self.version(), self.record.clone()));
+        if self.versions.len() > 12 {
+            self.versions.remove(0);
+        }
         for pod in 0..self.pods.len() {
             if !self.pods[pod].cut && !self.api_down {
                 let event = Event::Observed(self.version(), self.record.clone());
@@ -832,10 +845,7 @@ impl World {
         }
         for sup in sups() {
             let Some(p) = sup.postmaster.filter(|p| p.mode == Mode::Primary) else { continue };
-            let held = self.log.iter().any(|a| {
-                a.record.epoch == p.epoch
-                    && a.record.holder.as_ref().is_some_and(|h| h.incarnation == sup.incarnation)
-            });
+            let held = self.held.contains(&(p.epoch, sup.incarnation));
             if !held {
                 bad.push(format!("I8: primary of epoch {}, which this incarnation never took", p.epoch));
             }
