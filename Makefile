@@ -19,13 +19,16 @@ setup: ## installs what building and testing need
 images: setup ## static binaries and OCI archives in target/images
 	@images/build
 
-test: test-fast test-cluster ## every test
+test: test-fast test-ctl test-cluster ## every test
 
 test-fast: setup ## the inner loop: unit, property, agents against real PostgreSQL processes; no Kubernetes
 	@tests/fast
 
 test-cluster: setup ## the tests on a real Kubernetes
 	@tests/e2e/run
+
+test-ctl: setup ## the test cluster's own commands
+	@tests/cluster/test.sh
 
 bench: setup ## measures, to target/bench (BENCH=name for one)
 	@tests/bench/run $(BENCH)
@@ -37,4 +40,4 @@ lint: ## formatting and clippy, warnings are errors
 manifests: ## writes deploy/crds and deploy/operator*.yaml from the code
 	UPDATE=1 cargo test --quiet --locked -p pgwarden-api -p pgwarden-controller deploy_is_current
 
-.PHONY: help demo demo-down setup images test test-fast test-cluster bench lint manifests
+.PHONY: help demo demo-down setup images test test-fast test-ctl test-cluster bench lint manifests
