@@ -105,6 +105,28 @@ impl Ctx {
         ctl_output(&all).await
     }
 
+    /// The TLS alert with which an agent ends a caller's connection, as curl words it. grpcurl can't tell: in TLS 1.3 a refused client
+    /// certificate comes after the client's side of the handshake, and it tries again until its time is up.
+    pub async fn alert(&self, cluster: &str, caller: &Caller, pod: &str) -> Result<String> {
+        let ip = address(&self.pod(pod).await?)?;
+        let name = format!("{cluster}-pods.{}.svc", self.ns);
+        let port = pgwarden_api::pod::PORT_AGENT;
+        let file = |f: &str| caller.dir.join(f).to_string_lossy().into_owned();
+        let (ca, cert, key) = (file("ca.crt"), file("tls.crt"), file("tls.key"));
+        let (resolve, url) = (format!("{name}:{port}:{ip}"), format!("https://{name}:{port}/"));
+        let mut all = vec!["in", "client", "curl", "-sS", "--http2", "--max-time", "10"];
+        all.extend(["--cacert", &ca, "--resolve", &resolve]);
+        if caller.certificate {
+            all.extend(["--cert", &cert, "--key", &key]);
+        }
+        all.push(&url);
+        let out = ctl_output(&all).await?;
+        if out.status.success() {
+            bail!("{url} was answered: {}", String::from_utf8_lossy(&out.stdout));
+        }
+        Ok(String::from_utf8_lossy(&out.stderr).into_owned())
+    }
+
     /// Calls a method that must succeed; gives its answer as JSON.
     pub async fn call(&self, cluster: &str, role: &str, pod: &str, method: &str) -> Result<Value> {
         let caller = self.caller(cluster, role).await?;

@@ -119,7 +119,6 @@ async fn a_role_that_may_not_call_a_method_gets_permission_denied() -> Result {
             ("controller", "pgwarden.v1.Peer/Join"),
             ("controller", "pgwarden.v1.Peer/Heartbeat"),
             ("replication", STATUS),
-            ("server", STATUS),
         ] {
             let caller = ctx.caller(fixture::NAME, role).await?;
             let words = refusal(&ctx, &caller, method).await?;
@@ -137,8 +136,13 @@ async fn a_role_that_may_not_call_a_method_gets_permission_denied() -> Result {
 async fn without_a_certificate_the_handshake_is_refused() -> Result {
     fixture::reading("agent_handshake", |ctx| async move {
         let stranger = ctx.stranger(fixture::NAME).await?;
-        let words = refusal(&ctx, &stranger, STATUS).await?;
-        ensure!(words.contains("tls: certificate required"), "{words}");
+        refusal(&ctx, &stranger, STATUS).await?;
+        let words = ctx.alert(fixture::NAME, &stranger, fixture::PODS[0]).await?;
+        ensure!(words.contains("alert certificate required"), "{words}");
+        // A server's certificate is none for clients.
+        let server = ctx.caller(fixture::NAME, "server").await?;
+        let words = ctx.alert(fixture::NAME, &server, fixture::PODS[0]).await?;
+        ensure!(words.contains("alert unsupported certificate"), "{words}");
         // Not even the health service.
         let out = ctx
             .grpcurl(fixture::NAME, &stranger, fixture::PODS[0], &[], &["grpc.health.v1.Health/Check"])
@@ -173,8 +177,9 @@ async fn another_clusters_certificate_is_refused_in_the_handshake() -> Result {
         for role in ["controller", "peer", "viewer"] {
             let caller = ctx.caller_trusting("two", role, "one").await?;
             let out = ctx.grpcurl("one", &caller, "one-17-0", &[], &[STATUS]).await?;
-            let words = String::from_utf8_lossy(&out.stderr).into_owned();
-            ensure!(!out.status.success() && words.contains("tls:"), "{role} of another cluster: {words}");
+            ensure!(!out.status.success(), "{role} of another cluster was answered");
+            let words = ctx.alert("one", &caller, "one-17-0").await?;
+            ensure!(words.contains("alert unknown ca"), "{role} of another cluster: {words}");
         }
         let good = ctx.call("one", "viewer", "one-17-0", STATUS).await?;
         ensure!(good["cluster"] == "one", "{good}");
