@@ -1,7 +1,6 @@
 //! Connections: accepted, known by their certificate, served, and let go when that certificate is no longer good.
 
 use std::{
-    future::Future,
     net::SocketAddr,
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -203,10 +202,4 @@ async fn no_longer_accepted(
             return error;
         }
     }
-}
-
-/// What [`Shared::connection`] is to the runtime.
-#[allow(dead_code, reason = "checked by the compiler alone")]
-fn is_send(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr) -> impl Future<Output = ()> + Send {
-    shared.connection(stream, address, Keep::default())
 }

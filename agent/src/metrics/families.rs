@@ -23,6 +23,7 @@ macro_rules! families {
         $(pub(super) static $id: Family =
             Family { name: $name, help: $help, kind: Kind::$kind, labels: &[$($label),*] };)*
         /// All of them.
+        #[cfg(test)]
         pub(super) static ALL: &[&Family] = &[$(&$id),*];
     };
 }
