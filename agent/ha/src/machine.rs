@@ -395,7 +395,8 @@ impl Machine {
         if matches!(self.op, Some((_, Op::Stop { .. }))) {
             return; // its own end says whether it went well
         }
-        if matches!(self.op, Some((_, Op::Primary { .. } | Op::Open { .. } | Op::Follow { .. }))) {
+        // A start fails by itself, with the reason that Postgres gave.
+        if matches!(self.op, Some((_, Op::Open { .. }))) {
             self.abort(out);
         }
         if let Some(hold) = &mut self.hold
@@ -458,6 +459,9 @@ impl Machine {
                 }
             }
             (Op::Follow { upstream, .. }, _) => {
+                if self.postmaster().is_none() {
+                    return; // it has ended meanwhile
+                }
                 self.failures = 0;
                 self.promised = self.promised.max(upstream.epoch);
                 let holder = upstream.holder;
@@ -468,6 +472,9 @@ impl Machine {
                 self.following = Some((holder.instance, upstream.epoch, holder.place.address));
             }
             (Op::Primary { epoch, .. }, Output::Up { timeline }) => {
+                if self.postmaster().is_none() {
+                    return; // it has ended meanwhile
+                }
                 self.promised = self.promised.max(epoch);
                 self.timeline = timeline;
                 if let Some(hold) = self.hold.as_mut().filter(|h| h.epoch == epoch) {

@@ -75,7 +75,7 @@ pub struct Parts {
 
 /// What comes back to the loop.
 #[derive(Debug)]
-pub(crate) enum Fed {
+enum Fed {
     /// For the protocol.
     Protocol(Event),
     /// There is a supervisor.
@@ -98,7 +98,7 @@ pub(crate) enum Fed {
     AppSecret(Result<String, String>),
 }
 
-pub(crate) type Feed = mpsc::UnboundedSender<Fed>;
+type Feed = mpsc::UnboundedSender<Fed>;
 
 struct Driver {
     config: Config,
@@ -341,6 +341,7 @@ impl Driver {
             settings: self.settings.current(),
             system: self.machine.view().system,
             feed: self.feed.clone(),
+            link: link.number,
             running: self.running.subscribe(),
         };
         let feed = self.feed.clone();
@@ -554,7 +555,7 @@ impl Driver {
 }
 
 /// Waits for the death pipe of a start, and tells the driver.
-pub(crate) fn watch_death(start_id: u64, death: DeathPipe, feed: Feed) {
+fn watch_death(start_id: u64, death: Arc<DeathPipe>, feed: Feed) {
     tokio::spawn(async move {
         if let Err(error) = death.eof().await {
             tracing::warn!(start_id, error = describe(&error), "death pipe can't be read");

@@ -1,6 +1,6 @@
 //! What takes time: each operation of the protocol, as one future that can be dropped.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use pgwarden_api::names::member_name;
 use pgwarden_ha::{
@@ -8,43 +8,45 @@ use pgwarden_ha::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
-use super::{Fed, Feed, follow, link::Command, settings::Current, watch_death};
+use super::{
+    Fed, Feed, follow,
+    link::Command,
+    settings::{Current, InForce},
+    watch_death,
+};
 use crate::{
     config::Config,
     peer,
     postgres::{
         clone::{self, Source},
+        control,
         datadir::{self, Found, Identity, Phase},
         describe, initdb,
         roles::{self, AppSecret},
-        settings,
-        settings::Follow,
-        sql::{self, Timeouts},
+        settings::{self, Follow},
+        sql,
     },
     record::convert::{instance, uuid_text},
-    supervisor::{StartRequest, StopMode, Supervisor},
+    supervisor::{DeathPipe, StartRequest, Supervisor},
 };
 
-/// Between two looks at a starting Postgres.
-const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at an adopted Postgres that does not answer yet.
+const LOOK: Duration = Duration::from_millis(50);
+/// An adopted Postgres answers within this, or is asked again.
+const PROBE: Duration = Duration::from_secs(2);
 /// A checkpoint before a planned stop: clients are served meanwhile.
 const CHECKPOINT: Duration = Duration::from_secs(20);
-/// A fast stop, and then an immediate one.
+/// A fast stop may take this long.
 const FAST_STOP: Duration = Duration::from_secs(10);
-const IMMEDIATE_STOP: Duration = Duration::from_secs(2);
+/// Taken out of the image's environment: they would only confuse.
+const UNSET: [&str; 7] = ["PGDATA", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGOPTIONS", "PGPASSWORD"];
 /// A copy waits this long for its source to serve; then the operation fails and is begun again.
 const SOURCE: Duration = Duration::from_secs(20);
 /// Between two attempts to register with a source that does not serve yet.
 const JOIN_PAUSE: Duration = Duration::from_millis(50);
-
-/// Out of recovery the last checkpoint may still be of the timeline before.
-const TIMELINE: &str = "\
-    SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN timeline_id \
-      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int4 END \
-    FROM pg_control_checkpoint()";
 
 /// What operations work with.
 pub(super) struct Context {
@@ -55,6 +57,8 @@ pub(super) struct Context {
     pub(super) settings: Current,
     pub(super) system: Option<SystemId>,
     pub(super) feed: Feed,
+    /// Number of the connection to the supervisor.
+    pub(super) link: u64,
     /// The start whose postmaster runs.
     pub(super) running: watch::Receiver<Option<u64>>,
 }
@@ -74,7 +78,10 @@ pub(super) async fn run(context: &Context, op: Op) -> Result<Output, Failure> {
             context.supervisor.lock(&path).await.map_err(because)?;
             Ok(Output::Done)
         }
-        Op::Inspect => inspect(&context.config).await.map(Output::Directory),
+        Op::Inspect => {
+            context.check_version().await?;
+            inspect(&context.config).await.map(Output::Directory)
+        }
         Op::SetAside { .. } => {
             datadir::set_aside(&context.config).await.map_err(because)?;
             Ok(Output::Done)
@@ -89,14 +96,23 @@ pub(super) async fn run(context: &Context, op: Op) -> Result<Output, Failure> {
 }
 
 /// Makes the roles, and puts the application's Secret into the database; a Secret that can't be used is told, and no failure.
-async fn ensure_roles(config: &Config, settings: &Current, feed: &Feed) -> Result<(), Failure> {
+async fn ensure_roles(config: &Config, settings: &Current, feed: &Feed, always: bool) -> Result<(), Failure> {
     let told = match AppSecret::load(config, &settings.files.agent.app_database).await {
         Ok(secret) => {
+            let mut applied = settings.secret.lock().await;
+            if !always && *applied == secret {
+                return Ok(());
+            }
             roles::ensure(config, secret.as_ref()).await.map_err(because)?;
-            Ok(secret.as_ref().map(AppSecret::hash).unwrap_or_default())
+            applied.clone_from(&secret);
+            // Stretched on purpose: not on the thread of the lease.
+            let hash = move || secret.as_ref().map(AppSecret::hash).unwrap_or_default();
+            Ok(tokio::task::spawn_blocking(hash).await.map_err(because)?)
         }
         Err(error) => {
-            roles::ensure(config, None).await.map_err(because)?;
+            if always {
+                roles::ensure(config, None).await.map_err(because)?;
+            }
             Err(because(error))
         }
     };
@@ -106,7 +122,7 @@ async fn ensure_roles(config: &Config, settings: &Current, feed: &Feed) -> Resul
 
 /// Now and then on the primary: has the mounted Secret changed?
 pub(super) async fn app_secret(config: Config, settings: Current, feed: Feed) {
-    if let Err(error) = ensure_roles(&config, &settings, &feed).await {
+    if let Err(error) = ensure_roles(&config, &settings, &feed, false).await {
         tracing::warn!(error, "roles could not be looked at");
     }
 }
@@ -203,6 +219,16 @@ impl Context {
         }
     }
 
+    /// Once in the life of a container: its image may not be of this version.
+    async fn check_version(&self) -> Result<(), Failure> {
+        let checked = self.settings.in_force.lock().await.checked;
+        if checked != Some(self.link) {
+            control::version(&self.config, &self.supervisor).await.map_err(because)?;
+            self.settings.in_force.lock().await.checked = Some(self.link);
+        }
+        Ok(())
+    }
+
     async fn follow(
         &self,
         instance: InstanceId,
@@ -215,68 +241,77 @@ impl Context {
         let target = Follow { upstream: self.upstream(upstream)?, member };
         let mut files = self.settings.in_force.lock().await;
         files.follow = Some(target);
-        let desired = files.desired(&self.settings.files);
         if running {
+            let desired = files.desired(&self.settings.files);
             let written = settings::write(config, &self.supervisor, &desired).await.map_err(because)?;
             if written.changed {
                 settings::reload(config, &self.supervisor).await.map_err(because)?;
             }
+            files.running = true;
+            drop(files);
+            self.wait_until_up(None).await?;
         } else {
-            files.running = false;
-            files.admitted = false;
-            datadir::prepare_start(config).await.map_err(because)?;
-            settings::close_before_start(config).await.map_err(because)?;
-            let written = settings::write(config, &self.supervisor, &desired).await.map_err(because)?;
-            self.problems(written.problems);
-            settings::set_standby(config, true).await.map_err(because)?;
-            self.start(Mode::Standby, upstream.epoch).await?;
+            self.prepare(&mut files, Mode::Standby).await?;
+            let death = self.start(Mode::Standby, upstream.epoch).await?;
+            files.running = true;
+            drop(files);
+            self.wait_until_up(Some(&death)).await?;
         }
-        files.running = true;
-        drop(files);
-        self.wait_until_up(true).await?;
-        let mut files = self.settings.in_force.lock().await;
-        let problems = settings::admit(config, &self.supervisor, &self.settings.files.hba).await;
-        self.problems(problems.map_err(because)?);
-        files.admitted = true;
-        Ok(Output::Done)
+        self.admit().await
     }
 
     async fn primary(&self, instance: InstanceId, epoch: Epoch, running: bool) -> Result<Output, Failure> {
-        let config = &self.config;
         self.promise(instance, epoch).await?;
-        if !running {
-            let mut files = self.settings.in_force.lock().await;
-            files.follow = None;
-            files.running = false;
-            files.admitted = false;
-            datadir::prepare_start(config).await.map_err(because)?;
-            settings::close_before_start(config).await.map_err(because)?;
-            let desired = files.desired(&self.settings.files);
-            let written = settings::write(config, &self.supervisor, &desired).await.map_err(because)?;
-            self.problems(written.problems);
-            settings::set_standby(config, false).await.map_err(because)?;
-            self.start(Mode::Primary, epoch).await?;
-        }
-        let timeline = self.wait_until_up(false).await?;
         let mut files = self.settings.in_force.lock().await;
         files.follow = None;
-        files.running = true;
+        if running {
+            files.running = true;
+            drop(files);
+            self.wait_until_up(None).await?;
+        } else {
+            self.prepare(&mut files, Mode::Primary).await?;
+            let death = self.start(Mode::Primary, epoch).await?;
+            files.running = true;
+            drop(files);
+            self.wait_until_up(Some(&death)).await?;
+        }
+        let timeline = control::timeline(&self.config).await.map_err(because)?;
         Ok(Output::Up { timeline })
     }
 
+    /// Everything that must be on the volume before a start.
+    async fn prepare(&self, files: &mut InForce, mode: Mode) -> Result<(), Failure> {
+        let config = &self.config;
+        files.running = false;
+        files.admitted = false;
+        datadir::prepare_start(config).await.map_err(because)?;
+        settings::close_before_start(config).await.map_err(because)?;
+        let desired = files.desired(&self.settings.files);
+        let written = settings::write(config, &self.supervisor, &desired).await.map_err(because)?;
+        self.problems(written.problems);
+        settings::set_standby(config, mode == Mode::Standby).await.map_err(because)
+    }
+
     async fn open(&self) -> Result<Output, Failure> {
-        let mut files = self.settings.in_force.lock().await;
         // Without the Secret, or with one that can't be used, replicas can still join; the problem is reported.
-        ensure_roles(&self.config, &self.settings, &self.feed).await?;
+        ensure_roles(&self.config, &self.settings, &self.feed, true).await?;
+        self.admit().await
+    }
+
+    async fn admit(&self) -> Result<Output, Failure> {
+        let mut files = self.settings.in_force.lock().await;
         let problems = settings::admit(&self.config, &self.supervisor, &self.settings.files.hba).await;
-        self.problems(problems.map_err(because)?);
         files.admitted = true;
+        let problems = problems.map_err(because)?;
+        if !problems.is_empty() {
+            self.problems(problems);
+        }
         Ok(Output::Done)
     }
 
     /// Starts the postmaster, after everything that the protocol has sent the supervisor before. Once asked for, its start is told to the
     /// protocol even if this operation is given up.
-    async fn start(&self, mode: Mode, epoch: Epoch) -> Result<(), Failure> {
+    async fn start(&self, mode: Mode, epoch: Epoch) -> Result<Arc<DeathPipe>, Failure> {
         let (done, sent) = oneshot::channel();
         let gone = || "the connection to the supervisor has ended".to_owned();
         self.commands.send(Command::Barrier(done)).map_err(|_| gone())?;
@@ -287,72 +322,52 @@ impl Context {
                 Mode::Primary => crate::supervisor::Mode::Primary,
             },
             epoch: epoch.0,
-            argv: vec![
-                "postgres".to_owned(),
-                "-D".to_owned(),
-                self.config.pgdata().to_string_lossy().into_owned(),
-            ],
-            env: Vec::new(),
+            argv: ["postgres", "-D", &self.config.pgdata().to_string_lossy()].map(str::to_owned).to_vec(),
+            env: UNSET.map(str::to_owned).to_vec(),
         };
         let (supervisor, feed) = (self.supervisor.clone(), self.feed.clone());
         let start = tokio::spawn(async move {
             let started = supervisor.start(request).await.map_err(because)?;
-            tracing::info!(pid = started.pid, start = started.start_id, mode = ?mode, "postmaster started");
             let start_id = started.start_id;
-            let _ = feed.send(Fed::Protocol(Event::Started(Postmaster { start_id, mode, epoch })));
+            tracing::info!(pid = started.pid, start_id, ?mode, epoch = epoch.0, "postmaster started");
+            let death = Arc::new(started.death);
             let _ = feed.send(Fed::DeathPipe(start_id));
-            watch_death(start_id, started.death, feed);
-            Ok(())
+            let _ = feed.send(Fed::Protocol(Event::Started(Postmaster { start_id, mode, epoch })));
+            watch_death(start_id, Arc::clone(&death), feed);
+            Ok(death)
         });
-        start.await.map_err(|e| e.to_string())?
+        start.await.map_err(because)?
     }
 
-    /// Waits until Postgres answers, as a standby or out of recovery. No limit: crash recovery takes what it takes, and if the postmaster
-    /// exits, the protocol gives this up. The timeline.
-    async fn wait_until_up(&self, standby: bool) -> Result<u32, Failure> {
-        loop {
-            let timeouts = Timeouts { connect: Duration::from_secs(2), statement: Duration::from_secs(2) };
-            if let Ok(session) = sql::connect_with(
-                &self.config,
-                crate::postgres::SUPERUSER,
-                crate::postgres::MAINTENANCE_DB,
-                timeouts,
-            )
-            .await
-            {
-                let row = session.row("ask for the timeline", TIMELINE, &[]).await.map_err(because)?;
-                if let Some(row) = row {
-                    let recovery: bool = row.try_get(0).map_err(|e| e.to_string())?;
-                    let timeline: i32 = row.try_get(1).map_err(|e| e.to_string())?;
-                    if recovery == standby {
-                        return u32::try_from(timeline).map_err(|e| e.to_string());
-                    }
-                }
-            }
-            sleep(LOOK).await;
+    /// Waits until Postgres answers. No limit: crash recovery takes what it takes; if the postmaster ends, this fails with its last words.
+    async fn wait_until_up(&self, death: Option<&DeathPipe>) -> Result<(), Failure> {
+        if let Some(death) = death {
+            return control::wait_ready(&self.config, &self.supervisor, death).await.map_err(because);
         }
+        let answers = async {
+            while !sql::probe(&self.config, PROBE).await.alive() {
+                sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = answers => return Ok(()),
+            () = self.gone() => {}
+        }
+        Err(format!("Postgres ended: {}", control::last_words(&self.supervisor).await))
+    }
+
+    /// Returns when no postmaster runs.
+    async fn gone(&self) {
+        let mut running = self.running.clone();
+        // Its sender goes with the driver, and this operation with it.
+        let _ = running.wait_for(Option::is_none).await;
     }
 
     async fn stop(&self, mode: Mode) -> Result<Output, Failure> {
         if mode == Mode::Primary {
             // What is on disk already need not be written while clients wait.
-            let timeouts = Timeouts { connect: Duration::from_secs(2), statement: CHECKPOINT };
-            let checkpoint = async {
-                let session = sql::connect_with(
-                    &self.config,
-                    crate::postgres::SUPERUSER,
-                    crate::postgres::MAINTENANCE_DB,
-                    timeouts,
-                )
-                .await?;
-                session.run("checkpoint", "CHECKPOINT").await
-            };
-            match timeout(CHECKPOINT, checkpoint).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(error = describe(&error), "checkpoint before the stop failed")
-                }
-                Err(_) => tracing::warn!("checkpoint before the stop took too long"),
+            if let Err(error) = control::checkpoint(&self.config, CHECKPOINT).await {
+                tracing::warn!(error = describe(&error), "no checkpoint before the stop");
             }
             if let Ok(mut files) = self.settings.in_force.try_lock() {
                 files.admitted = false;
@@ -364,25 +379,8 @@ impl Context {
                 }
             }
         }
-        for (how, limit) in [(StopMode::Fast, FAST_STOP), (StopMode::Immediate, IMMEDIATE_STOP)] {
-            if let Err(error) = self.supervisor.stop(how).await {
-                tracing::info!(error = describe(&error), "stop refused");
-            }
-            if self.gone_within(limit).await {
-                return Ok(Output::Done);
-            }
-            tracing::warn!(how = ?how, "Postgres did not stop in time");
-        }
-        self.supervisor.kill_all().await.map_err(because)?;
-        if self.gone_within(Duration::from_secs(5)).await {
-            return Ok(Output::Done);
-        }
-        Err("Postgres was killed, but is not gone".to_owned())
-    }
-
-    async fn gone_within(&self, limit: Duration) -> bool {
-        let mut running = self.running.clone();
-        matches!(timeout(limit, running.wait_for(Option::is_none)).await, Ok(Ok(_)))
+        control::stop(&self.supervisor, FAST_STOP, self.gone()).await.map_err(because)?;
+        Ok(Output::Done)
     }
 
     fn problems(&self, problems: Vec<pgwarden_proto::v1::Problem>) {

@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     postgres::{
         describe,
+        roles::AppSecret,
         settings::{self, Desired, Follow, SettingsError},
     },
     supervisor::Supervisor,
@@ -27,11 +28,11 @@ const PLACEHOLDER: &str = "ANY 1 (pgwarden_placeholder)";
 
 /// One set of files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Files {
-    pub(crate) postgresql: String,
-    pub(crate) hba: String,
-    pub(crate) agent: AgentConfig,
-    pub(crate) hash: String,
+pub(super) struct Files {
+    pub(super) postgresql: String,
+    pub(super) hba: String,
+    pub(super) agent: AgentConfig,
+    pub(super) hash: String,
 }
 
 impl Files {
@@ -53,18 +54,20 @@ impl Files {
 
 /// What Postgres' files say, and who may write them: one at a time.
 #[derive(Debug, Default)]
-pub(crate) struct InForce {
+pub(super) struct InForce {
     /// Whom the running standby follows.
-    pub(crate) follow: Option<Follow>,
+    pub(super) follow: Option<Follow>,
     /// Postgres runs with files of ours.
-    pub(crate) running: bool,
+    pub(super) running: bool,
     /// Clients are admitted.
-    pub(crate) admitted: bool,
+    pub(super) admitted: bool,
+    /// Number of the supervisor's connection under which the image's version was found right.
+    pub(super) checked: Option<u64>,
 }
 
 impl InForce {
     /// What the files should say.
-    pub(crate) fn desired(&self, files: &Files) -> Desired {
+    pub(super) fn desired(&self, files: &Files) -> Desired {
         Desired {
             postgresql: files.postgresql.clone(),
             follow: self.follow.clone(),
@@ -79,7 +82,7 @@ impl InForce {
 
 /// New settings, tried.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(super) struct Outcome {
     files: Arc<Files>,
     applied: bool,
     problems: Vec<Problem>,
@@ -93,14 +96,17 @@ pub(super) struct Settings {
     hash: String,
     problems: Vec<Problem>,
     in_force: Arc<Mutex<InForce>>,
+    secret: Arc<Mutex<Option<AppSecret>>>,
     looked: u32,
 }
 
 /// What an operation needs of it.
 #[derive(Clone, Debug)]
-pub(crate) struct Current {
-    pub(crate) files: Arc<Files>,
-    pub(crate) in_force: Arc<Mutex<InForce>>,
+pub(super) struct Current {
+    pub(super) files: Arc<Files>,
+    pub(super) in_force: Arc<Mutex<InForce>>,
+    /// The application Secret that was last put into the database.
+    pub(super) secret: Arc<Mutex<Option<AppSecret>>>,
 }
 
 impl Settings {
@@ -118,12 +124,17 @@ impl Settings {
             files: Arc::new(files),
             problems,
             in_force: Arc::default(),
+            secret: Arc::default(),
             looked: 0,
         }
     }
 
     pub(super) fn current(&self) -> Current {
-        Current { files: Arc::clone(&self.files), in_force: Arc::clone(&self.in_force) }
+        Current {
+            files: Arc::clone(&self.files),
+            in_force: Arc::clone(&self.in_force),
+            secret: Arc::clone(&self.secret),
+        }
     }
 
     pub(super) fn timing(&self) -> Timing {

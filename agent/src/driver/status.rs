@@ -29,7 +29,7 @@ const DISK: Duration = Duration::from_secs(10);
 
 /// How Postgres and the volume are.
 #[derive(Debug)]
-pub(crate) struct Snapshot {
+pub(super) struct Snapshot {
     look: Option<Look>,
     disk: Option<Disk>,
 }

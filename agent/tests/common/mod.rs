@@ -405,7 +405,9 @@ impl Node {
     }
 
     pub fn postmaster_lives(&self) -> bool {
-        self.postmaster().is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+        // A dead process that nobody has waited for yet is dead.
+        let state = |pid: Pid| fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok();
+        self.postmaster().and_then(state).is_some_and(|s| s.contains("(postgres) ") && !s.contains(") Z "))
     }
 
     pub fn log(&self, text: &str) -> Vec<String> {

@@ -1,7 +1,6 @@
 //! A world of three pods, one record and an adversary, in which the real protocol runs. Deterministic: the same actions give the
 //! same run. The checks look at the world as it is, not at what an instance believes.
 
-
 #![allow(unreachable_pub, reason = "shared by the tests of this directory")]
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
