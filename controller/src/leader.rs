@@ -13,7 +13,10 @@ use kube::{
 };
 use tracing::{info, warn};
 
-use crate::lease::{Decision, Seen, evaluate};
+use crate::{
+    answer::Answer,
+    lease::{Decision, Seen, evaluate},
+};
 
 /// Name of the Lease.
 pub const LEASE: &str = "pgwarden-controller";
@@ -98,7 +101,7 @@ impl Elector {
         }
         match tokio::time::timeout(REQUEST, self.api.replace(LEASE, &PostParams::default(), &lease)).await {
             Ok(Ok(_)) => info!("released the Lease"),
-            Ok(Err(error)) => warn!(%error, "could not release the Lease; the next leader waits until it runs out"),
+            Ok(Err(error)) => warn!(error = %Answer::from(error), "could not release the Lease; the next leader waits until it runs out"),
             Err(_) => warn!("could not release the Lease in time; the next leader waits until it runs out"),
         }
     }
@@ -108,7 +111,7 @@ impl Elector {
         let read = tokio::time::timeout(REQUEST, async {
             // The leader's own copy is enough to renew by compare-and-swap: one request instead of two.
             if !self.leads() {
-                let lease = self.api.get_opt(LEASE).await.map_err(|e| e.to_string())?;
+                let lease = self.api.get_opt(LEASE).await.map_err(|e| Answer::from(e).to_string())?;
                 self.observe(lease);
             }
             self.write().await
@@ -141,7 +144,7 @@ impl Elector {
                 Ok(None)
             }
             Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => {
-                let lease = self.api.get_opt(LEASE).await.map_err(|e| e.to_string())?;
+                let lease = self.api.get_opt(LEASE).await.map_err(|e| Answer::from(e).to_string())?;
                 self.observe(lease);
                 match evaluate(self.seen.as_ref(), &self.me, self.start.elapsed()) {
                     Decision::Renew => Ok(None),
@@ -149,7 +152,7 @@ impl Elector {
                     Decision::Yield { holder, .. } => Ok(Some(holder)),
                 }
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Answer::from(error).to_string()),
         }
     }
 

@@ -6,6 +6,7 @@
 //! `build` and the making of a status are pure functions of what was observed.
 
 pub mod agents;
+pub mod answer;
 pub mod args;
 pub mod cache;
 pub mod cluster;

@@ -156,3 +156,6 @@ impl Agents {
         self.inner.clusters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ use super::{
     replace::Replace,
     validate::ValidatedCluster,
 };
-use crate::{cache::Cached, context::Context};
+use crate::{answer::Answer, cache::Cached, context::Context};
 
 /// Annotation: hash of what we have said of an object. What we no longer say can't be seen by comparing.
 const ANNOTATION_APPLIED: &str = "database.example.com/applied";
@@ -56,7 +56,7 @@ pub enum ApplyError {
         /// Name.
         name: String,
         /// Cause.
-        source: kube::Error,
+        source: Answer,
     },
     /// No JSON form, which is a bug.
     #[error("failed to serialise {kind} {name}: {source}")]
@@ -77,7 +77,7 @@ impl ApplyError {
             kube::Error::Api(status) if status.code == 422 || status.code == 400 => {
                 Self::Refused { kind, name, message: status.message.clone() }
             }
-            source => Self::Request { action, kind, name, source },
+            source => Self::Request { action, kind, name, source: source.into() },
         }
     }
 }

@@ -25,6 +25,7 @@ use tracing::info;
 
 use super::{build, validate::ValidatedCluster};
 use crate::{
+    answer::Answer,
     cache::{self, Cached},
     context::Context,
 };
@@ -44,11 +45,11 @@ pub enum DeleteError {
         /// Name.
         name: String,
         /// Cause.
-        source: kube::Error,
+        source: Answer,
     },
     /// The finalizer could not be set or removed.
     #[error("failed to change the finalizers: {0}")]
-    Finalizer(kube::Error),
+    Finalizer(Answer),
 }
 
 /// Sets the finalizer with `Delete`, removes it with `Retain`.
@@ -79,7 +80,7 @@ async fn set_finalizer(ctx: &Context, cluster: &PostgreSQL, wanted: bool) -> Res
     match api.patch_metadata(&cluster.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(DeleteError::Finalizer(error)),
+        Err(error) => Err(DeleteError::Finalizer(error.into())),
     }
 }
 
@@ -125,7 +126,11 @@ pub async fn finish(ctx: &Context, cluster: &PostgreSQL) -> Result<Action, Delet
 async fn delete<K: Cached>(ctx: &Context, namespace: &str, name: &str) -> Result<(), DeleteError> {
     // Only what carries the cluster's label: an object of the same name may be somebody else's.
     let found = cache::find::<K>(&ctx.caches, &ctx.client, namespace, name).await;
-    let failed = |source| DeleteError::Delete { kind: K::kind(&()).into_owned(), name: name.to_owned(), source };
+    let failed = |e: kube::Error| DeleteError::Delete {
+        kind: K::kind(&()).into_owned(),
+        name: name.to_owned(),
+        source: e.into(),
+    };
     let Some(object) = found.map_err(failed)? else { return Ok(()) };
     if object.meta().deletion_timestamp.is_some() || !object.labels().contains_key(names::LABEL_CLUSTER) {
         return Ok(());

@@ -54,7 +54,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 pub enum Error {
     /// The object does not fit its own schema.
     #[error("the PostgreSQL object can't be read: {0}")]
-    Undecodable(#[from] InvalidObject),
+    Undecodable(Box<InvalidObject>),
     /// The API server did not answer.
     #[error("the API server did not answer in time")]
     TooLong,
@@ -121,7 +121,10 @@ pub async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Actio
         Ok(cluster) => tokio::time::timeout(LONGEST, run(cluster, &ctx, &report.steps))
             .await
             .unwrap_or(Err(Error::TooLong)),
-        Err(invalid) => Err(InvalidObject { error: invalid.error.clone(), metadata: invalid.metadata.clone() }.into()),
+        Err(invalid) => Err(Error::Undecodable(Box::new(InvalidObject {
+            error: invalid.error.clone(),
+            metadata: invalid.metadata.clone(),
+        }))),
     };
     report.end(&guarded, &result).await;
     result

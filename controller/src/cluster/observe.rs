@@ -27,6 +27,7 @@ use pgwarden_proto::{identity::CertRole, v1::InstanceStatus};
 
 use super::build;
 use crate::{
+    answer::Answer,
     cache::{self, Cached},
     context::Context,
 };
@@ -42,11 +43,11 @@ pub enum ObserveError {
         /// Name.
         name: String,
         /// Cause.
-        source: kube::Error,
+        source: Answer,
     },
     /// The claims of the namespace could not be listed.
     #[error("failed to list the volume claims of the namespace: {0}")]
-    ListClaims(kube::Error),
+    ListClaims(Answer),
 }
 
 /// The objects whose names a cluster uses, as they are: ours or not.
@@ -207,7 +208,11 @@ async fn storage_class(
     let api: Api<StorageClass> = Api::all(ctx.client.clone());
     let named = claim.spec.as_ref().and_then(|s| s.storage_class_name.clone());
     let name = named.or_else(|| cluster.spec.storage_class_name.clone()).unwrap_or_default();
-    let failed = |source| ObserveError::Read { kind: "StorageClass".to_owned(), name: name.clone(), source };
+    let failed = |e: kube::Error| ObserveError::Read {
+        kind: "StorageClass".to_owned(),
+        name: name.clone(),
+        source: e.into(),
+    };
     let forbidden = |e: &kube::Error| matches!(e, kube::Error::Api(s) if s.is_forbidden());
     if name.is_empty() {
         return match api.list(&ListParams::default()).await {
@@ -262,7 +267,7 @@ impl Look<'_> {
     async fn one<K: Cached>(&self, name: String) -> Result<Option<Arc<K>>, ObserveError> {
         cache::find::<K>(&self.ctx.caches, &self.ctx.client, self.namespace, &name)
             .await
-            .map_err(|source| ObserveError::Read { kind: K::kind(&()).into_owned(), name, source })
+            .map_err(|e| ObserveError::Read { kind: K::kind(&()).into_owned(), name, source: e.into() })
     }
 
     /// What the store has with our label.
@@ -293,7 +298,7 @@ impl Look<'_> {
     async fn claims_of_data(&self) -> Result<Vec<String>, ObserveError> {
         let api: Api<PartialObjectMeta<PersistentVolumeClaim>> =
             Api::namespaced(self.ctx.client.clone(), self.namespace);
-        let list = api.list_metadata(&ListParams::default()).await.map_err(ObserveError::ListClaims)?;
+        let list = api.list_metadata(&ListParams::default()).await.map_err(|e| ObserveError::ListClaims(e.into()))?;
         let mut found: Vec<String> = list
             .items
             .into_iter()

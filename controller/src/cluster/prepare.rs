@@ -27,6 +27,7 @@ use super::{
     validate::ValidatedCluster,
 };
 use crate::{
+    answer::Answer,
     context::Context,
     tls::{
         Certificates, Pair, TlsError,
@@ -46,7 +47,7 @@ pub enum PrepareError {
         /// Name.
         name: String,
         /// Cause.
-        source: kube::Error,
+        source: Answer,
     },
     /// Somebody else changed it at the same time; the next attempt sees that.
     #[error("{kind} {name} changed while it was written")]
@@ -128,7 +129,7 @@ async fn label_record(
     let name = record.name_any();
     let patched = api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
     let kind = PostgreSQLRecord::kind(&()).into_owned();
-    patched.map(|_| ()).map_err(|source| PrepareError::Write { kind, name, source })
+    patched.map(|_| ()).map_err(|e| PrepareError::Write { kind, name, source: e.into() })
 }
 
 /// L of the timing profiles (`ha.md` §2.4).
@@ -273,7 +274,8 @@ where
     let api: Api<K> = Api::namespaced(ctx.client.clone(), &cluster.namespace);
     let name = object.meta().name.clone().unwrap_or_default();
     let kind = K::kind(&()).into_owned();
-    let failed = |source| PrepareError::Write { kind: kind.clone(), name: name.clone(), source };
+    let failed =
+        |e: kube::Error| PrepareError::Write { kind: kind.clone(), name: name.clone(), source: e.into() };
     ctx.metrics.writes.with_label_values(&[kind.as_str()]).inc();
     match api.create(&params(), &object).await {
         Ok(made) => Ok(made),
@@ -300,6 +302,6 @@ where
     match api.replace(&name, &params(), &object).await {
         Ok(written) => Ok(written),
         Err(kube::Error::Api(status)) if status.is_conflict() => Err(PrepareError::Changed { kind, name }),
-        Err(source) => Err(PrepareError::Write { kind, name, source }),
+        Err(error) => Err(PrepareError::Write { kind, name, source: error.into() }),
     }
 }

@@ -24,7 +24,7 @@ use super::{
     conditions::{self, Fact},
     pods,
 };
-use crate::{agents, context::Context};
+use crate::{agents, answer::Answer, context::Context};
 
 /// Phases, as `status.phase` says them.
 pub mod phase {
@@ -45,7 +45,7 @@ pub mod phase {
 /// The status could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to write the status: {0}")]
-pub struct StatusError(#[from] kube::Error);
+pub struct StatusError(Answer);
 
 /// What a status says beyond the members.
 #[derive(Clone, Debug)]
@@ -220,7 +220,7 @@ pub async fn write(ctx: &Context, cluster: &PostgreSQL, status: &PostgreSQLStatu
         }
         // Deleted meanwhile.
         Err(kube::Error::Api(s)) if s.is_not_found() => Ok(false),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(StatusError(error.into())),
     }
 }
 

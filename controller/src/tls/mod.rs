@@ -83,3 +83,6 @@ pub fn later(now: Timestamp, time: Duration) -> Timestamp {
         .and_then(|s| Timestamp::from_second(now.as_second().saturating_add(s)).ok())
         .unwrap_or(Timestamp::MAX)
 }
+
+#[cfg(test)]
+mod tests;

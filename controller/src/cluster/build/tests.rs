@@ -40,13 +40,13 @@ fn all(resources: &Resources<Prepared>) -> Vec<Value> {
         state: PhantomData,
     } = resources;
     let mut all = vec![v(account), v(role), v(role_binding), v(config_map), v(stateful_set)];
-    all.extend(certificates.iter().map(|o| v(o)));
-    all.extend(app_secret.iter().map(|o| v(o)));
-    all.extend(services.iter().map(|o| v(o)));
-    all.extend(slices.iter().map(|o| v(o)));
-    all.extend(network_policy.iter().map(|o| v(o)));
-    all.extend(budget.iter().map(|o| v(o)));
-    all.extend(cron_job.iter().map(|o| v(o)));
+    all.extend(certificates.iter().map(v));
+    all.extend(app_secret.iter().map(v));
+    all.extend(services.iter().map(v));
+    all.extend(slices.iter().map(v));
+    all.extend(network_policy.iter().map(v));
+    all.extend(budget.iter().map(v));
+    all.extend(cron_job.iter().map(v));
     all
 }
 
