@@ -18,6 +18,8 @@ pub mod snapshot;
 pub mod sql;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 /// Superuser; by peer authentication over the Unix socket only.
 pub const SUPERUSER: &str = "postgres";

@@ -1,0 +1,6 @@
+//! Against real Postgres processes, started by a real supervisor.
+
+mod primary;
+mod replica;
+mod settings;
+mod trouble;
