@@ -65,6 +65,7 @@ impl Postgres {
             assert!(done.success());
         }
         let mut config = crate::postgres::testing::config(dir.path());
+        config.socket_dir = dir.path().to_owned();
         config.version = bin().parent().unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
         fs::create_dir_all(&config.tls_dir).unwrap();
         Authority::new(&config.namespace, &config.cluster).mount(&config.cert_dir);
