@@ -1,5 +1,7 @@
 //! Agents, supervisors and Postgres as real processes, without Kubernetes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+
 mod common;
 
 use std::{

@@ -97,6 +97,7 @@ pub enum Outcome {
 }
 
 /// How a read ended.
+#[allow(clippy::large_enum_variant, reason = "short-lived, and mostly the large one")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reading {
     /// This is the record.

@@ -3,6 +3,8 @@
 //! `proptest` records a failing run in `proptest-regressions/` and replays it first. Every rule is proved to be looked at: a protocol
 //! with that rule broken must be caught.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+
 mod sim;
 
 use std::cell::RefCell;

@@ -74,6 +74,7 @@ pub struct Parts {
 }
 
 /// What comes back to the loop.
+#[allow(clippy::large_enum_variant, reason = "one at a time, and mostly the large one")]
 #[derive(Debug)]
 enum Fed {
     /// For the protocol.

@@ -14,6 +14,7 @@ use futures::{future::BoxFuture, stream::BoxStream};
 use pgwarden_ha::{Outcome, Reading, Record, Version};
 
 /// What the watch tells.
+#[allow(clippy::large_enum_variant, reason = "one at a time, and mostly the large one")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The record is now, or was a moment ago, this.

@@ -1,6 +1,13 @@
 //! Clusters of real processes on loopback addresses: supervisors, agents, Postgres; the record and the slices are files.
 
-#![allow(unreachable_pub, reason = "shared by the tests of this directory")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
 
 use std::{
     ffi::OsString,
@@ -448,6 +455,7 @@ impl Node {
     }
 }
 
+#[allow(clippy::unwrap_in_result, reason = "the error is psql's own")]
 pub fn answer(command: &mut Command) -> Result<String, String> {
     let Output { status, stdout, stderr } = command.output().unwrap();
     if status.success() {

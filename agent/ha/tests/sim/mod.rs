@@ -1,7 +1,15 @@
 //! A world of three pods, one record and an adversary, in which the real protocol runs. Deterministic: the same actions give the
 //! same run. The checks look at the world as it is, not at what an instance believes.
 
-#![allow(unreachable_pub, reason = "shared by the tests of this directory")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use pgwarden_ha::{
@@ -90,6 +98,7 @@ struct Pod {
     exited: bool,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a simulation")]
 #[derive(Clone, Debug)]
 enum Kind {
     Write { expected: Version, record: Record },
