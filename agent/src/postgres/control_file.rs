@@ -129,7 +129,9 @@ struct Layout {
     crc: usize,
 }
 
-/// PostgreSQL 12 to 18: `CheckPoint` has 88 bytes.
+/// PostgreSQL 18: the signedness of `char` follows the checksums' version, and moves what is after it.
+const EIGHTEEN: Layout = Layout { crc: 292, ..CURRENT };
+/// PostgreSQL 12 to 17: `CheckPoint` has 88 bytes.
 const CURRENT: Layout =
     Layout { min_recovery_point: 136, min_recovery_timeline: 144, checksum_version: 252, crc: 288 };
 /// PostgreSQL 11: `CheckPoint` has 80 bytes, since its next transaction id is two 32-bit fields.
@@ -143,7 +145,8 @@ fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
     let control_version = u32_at(8).ok_or_else(short)?;
     let layout = match control_version {
         1100 => ELEVEN,
-        1201 | 1300 | 1700 | 1800 => CURRENT,
+        1201 | 1300 | 1700 => CURRENT,
+        1800 => EIGHTEEN,
         other => return Err(ControlFileError::Version(other)),
     };
     let covered = bytes.get(..layout.crc).ok_or_else(short)?;
@@ -164,7 +167,7 @@ fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
     })
 }
 
-/// CRC-32C (Castagnoli), bit by bit: 288 bytes need no table.
+/// CRC-32C (Castagnoli), bit by bit: 300 bytes need no table.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
@@ -183,16 +186,28 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
+        sample_of(1300, 288)
+    }
+
+    fn sample_of(version: u32, crc_at: usize) -> Vec<u8> {
         let mut bytes = vec![0; 296];
         bytes[0..8].copy_from_slice(&7_234_567_890_123_456_789u64.to_le_bytes());
-        bytes[8..12].copy_from_slice(&1300u32.to_le_bytes());
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[16..20].copy_from_slice(&6u32.to_le_bytes());
         bytes[32..40].copy_from_slice(&0x0300_0060u64.to_le_bytes());
         bytes[48..52].copy_from_slice(&3u32.to_le_bytes());
         bytes[144..148].copy_from_slice(&4u32.to_le_bytes());
-        let crc = crc32c(&bytes[..288]);
-        bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c(&bytes[..crc_at]);
+        bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    /// As the servers of these versions write it.
+    #[test]
+    fn the_checksums_place_depends_on_the_version() {
+        for (version, crc_at) in [(1100, 280), (1201, 288), (1300, 288), (1700, 288), (1800, 292)] {
+            assert_eq!(parse(&sample_of(version, crc_at)).unwrap().control_version, version);
+        }
     }
 
     #[test]
@@ -208,6 +223,9 @@ mod tests {
         let mut newer = sample();
         newer[8..12].copy_from_slice(&9999u32.to_le_bytes());
         assert!(matches!(parse(&newer), Err(ControlFileError::Version(9999))));
+        // The same bytes under another layout are no control file of that.
+        newer[8..12].copy_from_slice(&1800u32.to_le_bytes());
+        assert!(matches!(parse(&newer), Err(ControlFileError::Damaged(_))));
     }
 
     proptest! {

@@ -345,12 +345,12 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_listens_is_refused_and_a_mute_server_is_hung() {
-        let dir = std::env::temp_dir().join(format!("pgwarden-sql-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir_all(&dir).unwrap();
+        let dir = crate::postgres::testing::scratch("sql");
         let config = crate::postgres::testing::config(&dir);
+        std::fs::create_dir_all(&config.socket_dir).unwrap();
         assert!(matches!(probe(&config, Duration::from_millis(200)).await, Probe::Refused(_)));
         let mute =
-            std::os::unix::net::UnixListener::bind(dir.join(format!(".s.PGSQL.{}", config.postgres_port)))
+            std::os::unix::net::UnixListener::bind(config.socket_dir.join(format!(".s.PGSQL.{}", config.postgres_port)))
                 .unwrap();
         assert_eq!(probe(&config, Duration::from_millis(200)).await, Probe::Hung);
         drop(mute);
