@@ -206,10 +206,8 @@ fn last_complaints(log: &str) -> String {
             if wanted {
                 found.push(text);
             }
-        } else if let Some(text) = MORE.iter().find_map(|word| after(line, word)) {
-            if wanted {
-                found.push(text);
-            }
+        } else if wanted && let Some(text) = MORE.iter().find_map(|word| after(line, word)) {
+            found.push(text);
         }
     }
     if found.is_empty() {

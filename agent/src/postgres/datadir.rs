@@ -49,6 +49,17 @@ pub enum DatadirError {
         /// The identity.
         uuid: String,
     },
+    /// The image's programs are another version's.
+    #[error(
+        "the Postgres image has PostgreSQL {found}, spec.version is {wanted}: set spec.image to an image of version {wanted}, or leave \
+         it out"
+    )]
+    OtherVersion {
+        /// Of the image.
+        found: String,
+        /// Of the manifest.
+        wanted: u32,
+    },
     /// What was made can't be read.
     #[error("failed to read the control file of {}", path.display())]
     Control {
@@ -263,6 +274,12 @@ pub(crate) async fn install(
 ) -> Result<Identity, DatadirError> {
     let (at, identity) = (config.clone(), Identity { phase: Phase::Complete, ..identity.clone() });
     run(config, "install", move || {
+        let version = files::read(&made.join("PG_VERSION"))?.unwrap_or_default();
+        let found = String::from_utf8_lossy(&version).trim().to_owned();
+        // The cluster's system identifier would be recorded for data that no pod of the right version can start.
+        if found != at.version.to_string() {
+            return Err(DatadirError::OtherVersion { found, wanted: at.version });
+        }
         set_mode(&made)?;
         files::sync_all(&made)?;
         let pgdata = at.pgdata();
@@ -522,7 +539,12 @@ mod tests {
 
         let second = begin(&config, Phase::Initdb, "two", 3).await.unwrap();
         fs::create_dir(initdb_dir(&config)).unwrap();
-        fs::write(initdb_dir(&config).join("PG_VERSION"), "17\n").unwrap();
+        fs::write(initdb_dir(&config).join("PG_VERSION"), "9\n").unwrap();
+        let other = install(&config, initdb_dir(&config), &second).await.unwrap_err();
+        assert!(other.to_string().contains("PostgreSQL 9"), "{other}");
+        assert!(!config.pgdata().exists(), "another version's data got its name");
+        let version = format!("{}\n", config.version);
+        fs::write(initdb_dir(&config).join("PG_VERSION"), version).unwrap();
         let complete = install(&config, initdb_dir(&config), &second).await.unwrap();
         let mode = fs::metadata(config.pgdata()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);

@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn the_hash_sees_every_part_and_debug_shows_no_password() {
         let a = AppSecret::new("app", "app", "secret-canary").unwrap();
-        assert_eq!(a.hash(), a.clone().hash());
+        assert_eq!(a.hash(), AppSecret::new("app", "app", "secret-canary").unwrap().hash());
         for other in [
             ("app", "app", "secret-canarx"),
             ("app", "apq", "secret-canary"),

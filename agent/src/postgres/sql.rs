@@ -349,9 +349,10 @@ mod tests {
         let config = crate::postgres::testing::config(&dir);
         std::fs::create_dir_all(&config.socket_dir).unwrap();
         assert!(matches!(probe(&config, Duration::from_millis(200)).await, Probe::Refused(_)));
-        let mute =
-            std::os::unix::net::UnixListener::bind(config.socket_dir.join(format!(".s.PGSQL.{}", config.postgres_port)))
-                .unwrap();
+        let mute = std::os::unix::net::UnixListener::bind(
+            config.socket_dir.join(format!(".s.PGSQL.{}", config.postgres_port)),
+        )
+        .unwrap();
         assert_eq!(probe(&config, Duration::from_millis(200)).await, Probe::Hung);
         drop(mute);
         std::fs::remove_dir_all(&dir).unwrap();

@@ -183,6 +183,26 @@ fn roles_of_others_are_mended_and_databases_of_others_left() {
         assert_eq!(row.get::<_, &str>(2), "somebody", "the database stays its owner's");
         assert!(row.get::<_, bool>(3) && row.get::<_, bool>(4));
 
+        // Before version 15 everybody may create in the public schema of a new database: not here.
+        let mut older = node.config.clone();
+        older.version = 14;
+        let old = AppSecret::new("old", "old", "secret").unwrap();
+        admin.run("interrupt an earlier attempt", "CREATE DATABASE old").await.unwrap();
+        assert!(roles::ensure(&older, Some(&old)).await.unwrap());
+        assert!(!roles::ensure(&older, Some(&old)).await.unwrap());
+        let inside = sql::connect(&node.config, SUPERUSER, "old").await.unwrap();
+        let row = inside
+            .row(
+                "look",
+                "SELECT has_schema_privilege('old', 'public', 'CREATE'), has_schema_privilege('somebody', 'public', 'CREATE'), \
+                   has_schema_privilege('somebody', 'public', 'USAGE')",
+                &[],
+            )
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((row.get(0), row.get(1), row.get(2)), (true, false, true));
+
         // A user's search_path and functions are nothing to the agent.
         admin
             .run(

@@ -1,6 +1,6 @@
 //! What goes wrong, and what a person is told.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use pgwarden_api::config::InitdbArgs;
 
@@ -92,6 +92,9 @@ fn a_start_that_fails_says_why() {
             let ControlError::Exited(why) = error else { panic!("{error:?}") };
             why
         };
+        // What a dead container and an fsGroup leave behind is no reason.
+        fs::write(config.pgdata().join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
+        fs::set_permissions(config.pgdata(), fs::Permissions::from_mode(0o770)).unwrap();
         // No parser can know that this does not fit, or is missing.
         let why = attempt("huge_pages = on\n").await;
         assert!(why.contains("shared memory"), "{why}");
