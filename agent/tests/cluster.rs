@@ -147,6 +147,10 @@ fn the_primary_serves_on_while_the_record_is_away() {
     let node = &cluster.nodes[cluster.primary()];
     let mut session = Session::open(node);
     let backend = session.ask("SELECT pg_backend_pid()");
+    // The ConfigMap changes meanwhile, as kubelet would show it.
+    fs::write(node.dir.join("config/postgresql.conf"), "work_mem = '7MB'\nmax_connections = '40'\n").unwrap();
+    fs::write(node.dir.join("config/agent.json"), r#"{"generation":2,"replicas":1,"failover":"balanced"}"#)
+        .unwrap();
     cluster.record_away(true);
     wait("affirmation", SOON, || (!node.log("Affirmed").is_empty()).then_some(()));
     // Also with an agent that has never read the record, and with a Postgres that crashes meanwhile.
@@ -164,6 +168,7 @@ fn the_primary_serves_on_while_the_record_is_away() {
     wait("service again", SOON, || {
         (node.postmaster() != Some(postmaster) && node.sql("SELECT 1").is_ok()).then_some(())
     });
+    wait("the changed setting", SOON, || (node.sql("SHOW work_mem").ok()? == "7MB").then_some(()));
     let order = cluster.record().order;
     cluster.record_away(false);
     wait("renewals", SOON, || (cluster.record().order > order).then_some(()));

@@ -12,7 +12,10 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams};
 use pgwarden_ha::Notice;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use crate::config::Config;
 
@@ -33,21 +36,34 @@ struct Told {
 
 /// Takes what is to be told; never waits.
 #[derive(Clone, Debug)]
-pub struct Recorder(Option<mpsc::Sender<Told>>);
+pub struct Recorder {
+    queue: Option<mpsc::Sender<Told>>,
+    owner: watch::Sender<String>,
+}
 
 impl Recorder {
     /// Logs only: for tests.
     #[must_use]
-    pub const fn log_only() -> Self {
-        Self(None)
+    pub fn log_only() -> Self {
+        Self { queue: None, owner: watch::Sender::new(String::new()) }
     }
 
     /// Sends events about the cluster's `PostgreSQL` and about this pod.
     #[must_use]
     pub fn new(client: Client, config: &Config) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(send(client, config.clone(), receiver));
-        Self(Some(sender))
+        let owner = watch::Sender::new(String::new());
+        tokio::spawn(send(client, config.clone(), owner.subscribe(), receiver));
+        Self { queue: Some(sender), owner }
+    }
+
+    /// The UID of the cluster's `PostgreSQL` is known, or another one.
+    pub fn owner(&self, uid: &str) {
+        self.owner.send_if_modified(|old| {
+            let changed = *old != uid;
+            uid.clone_into(old);
+            changed
+        });
     }
 
     /// Tells it.
@@ -58,7 +74,7 @@ impl Recorder {
         } else {
             tracing::info!(reason = told.reason, message = told.message, "decision");
         }
-        if let Some(sender) = &self.0
+        if let Some(sender) = &self.queue
             && sender.try_send(told).is_err()
         {
             tracing::debug!("event dropped: too many wait already");
@@ -66,7 +82,12 @@ impl Recorder {
     }
 }
 
-async fn send(client: Client, config: Config, mut told: mpsc::Receiver<Told>) {
+async fn send(
+    client: Client,
+    config: Config,
+    owner: watch::Receiver<String>,
+    mut told: mpsc::Receiver<Told>,
+) {
     let api: Api<Event> = Api::namespaced(client, &config.namespace);
     let mut last: BTreeMap<(&'static str, String), Instant> = BTreeMap::new();
     let mut number = 0_u64;
@@ -76,7 +97,8 @@ async fn send(client: Client, config: Config, mut told: mpsc::Receiver<Told>) {
         if last.insert((told.reason, told.message.clone()), now).is_some() {
             continue;
         }
-        for about in [cluster(&config), pod(&config)] {
+        let uid = owner.borrow().clone();
+        for about in [cluster(&config, uid), pod(&config)] {
             number += 1;
             let event = event(&config, &told, about, number);
             match timeout(CALL, api.create(&PostParams::default(), &event)).await {
@@ -88,12 +110,13 @@ async fn send(client: Client, config: Config, mut told: mpsc::Receiver<Told>) {
     }
 }
 
-fn cluster(config: &Config) -> ObjectReference {
+fn cluster(config: &Config, uid: String) -> ObjectReference {
     ObjectReference {
         api_version: Some(format!("{}/v1", pgwarden_api::GROUP)),
         kind: Some("PostgreSQL".to_owned()),
         name: Some(config.cluster.clone()),
         namespace: Some(config.namespace.clone()),
+        uid: (!uid.is_empty()).then_some(uid),
         ..ObjectReference::default()
     }
 }

@@ -50,6 +50,8 @@ use crate::{
 const FIRST_VERSION: u32 = 13;
 /// A write waits this long for the note that it depends on.
 const NOTE_LIMIT: Duration = Duration::from_millis(500);
+/// Between two looks at a Postgres that is not ready yet.
+const SOON: Duration = Duration::from_millis(200);
 /// Seconds between two looks at the mounted application Secret.
 const SECRET_LOOK: u32 = 10;
 
@@ -183,10 +185,13 @@ pub async fn run(parts: Parts) {
         secret_looked: 0,
         config,
     };
+    driver.recorder.owner(driver.settings.owner());
     driver.reconnect();
     driver.step(Event::Tick);
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut soon = interval(SOON);
+    soon.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let wake = driver.machine.wake().map(|at| at.since(now()));
         tokio::select! {
@@ -199,6 +204,8 @@ pub async fn run(parts: Parts) {
             () = sleep(wake.unwrap_or_default()), if wake.is_some() => driver.step(Event::Tick),
             Some(request) = requests.recv() => driver.request(request),
             _ = second.tick() => driver.second(),
+            // Whoever waits for this instance to be ready need not wait longer than it takes.
+            _ = soon.tick(), if driver.starting() => driver.reporter.ask(&driver.view),
         }
     }
 }
@@ -407,6 +414,7 @@ impl Driver {
             }
             Fed::Configured(outcome) => {
                 self.settings.configured(outcome);
+                self.recorder.owner(self.settings.owner());
                 let timing = self.settings.timing();
                 if timing != self.timing {
                     self.timing = timing;
@@ -489,6 +497,11 @@ impl Driver {
         }
         self.route();
         self.publish();
+    }
+
+    /// Postgres runs in a role, and is not known to be ready.
+    fn starting(&self) -> bool {
+        (self.view.serving || self.view.following.is_some()) && !self.bus.status.borrow().ready
     }
 
     /// Whom the heartbeats go to.

@@ -141,6 +141,11 @@ impl Settings {
         Timing::profile(&self.files.agent.failover)
     }
 
+    /// UID of the `PostgreSQL` object.
+    pub(super) fn owner(&self) -> &str {
+        &self.files.agent.uid
+    }
+
     pub(super) fn lag_limit(&self) -> u64 {
         match self.files.agent.replica_lag_limit {
             0 => LAG_LIMIT,
@@ -302,4 +307,66 @@ async fn try_apply(
         problems.extend(settings::admit(config, supervisor, &files.hba).await?);
     }
     Ok(problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(generation: i64, text: &str) -> BTreeMap<String, String> {
+        let agent = format!(r#"{{"generation":{generation},"failover":"fast"}}"#);
+        [(FILE_POSTGRESQL.to_owned(), text.to_owned()), (FILE_AGENT.to_owned(), agent)].into()
+    }
+
+    fn request(generation: i64, text: &str) -> ConfigureRequest {
+        let files = files(generation, text);
+        let hash = hash(files.iter().map(|(n, t)| (n.as_str(), t.as_str())));
+        ConfigureRequest { files: files.into_iter().collect(), hash, generation }
+    }
+
+    async fn push(settings: &mut Settings, request: ConfigureRequest) -> Result<bool, tonic::Code> {
+        let config = crate::postgres::testing::config(std::path::Path::new("/nonexistent"));
+        let (feed, mut fed) = tokio::sync::mpsc::unbounded_channel();
+        let (reply, answer) = oneshot::channel();
+        settings.push(&config, None, request, reply, &feed);
+        let answer = answer.await.unwrap().map(|r| r.applied).map_err(|s| s.code());
+        drop(feed);
+        if let Some(Fed::Configured(outcome)) = fed.recv().await {
+            settings.configured(outcome);
+        }
+        answer
+    }
+
+    #[tokio::test]
+    async fn pushed_settings_are_taken_when_they_are_whole_and_not_older() {
+        let dir = crate::postgres::testing::scratch("settings");
+        let config = crate::postgres::testing::config(&dir);
+        std::fs::create_dir_all(&config.config_dir).unwrap();
+        for (name, text) in files(3, "a = 1") {
+            std::fs::write(config.config_dir.join(name), text).unwrap();
+        }
+        let mut settings = Settings::mounted(&config).await;
+        assert_eq!(settings.timing(), Timing::FAST);
+        assert_eq!(settings.problems(), []);
+        assert_eq!(settings.hash(), request(3, "a = 1").hash);
+
+        assert_eq!(push(&mut settings, request(2, "a = 0")).await, Err(tonic::Code::FailedPrecondition));
+        let torn = ConfigureRequest { hash: "0".into(), ..request(4, "a = 2") };
+        assert_eq!(push(&mut settings, torn).await, Err(tonic::Code::InvalidArgument));
+        assert_eq!(settings.hash(), request(3, "a = 1").hash, "nothing has changed");
+
+        assert_eq!(push(&mut settings, request(4, "a = 2")).await, Ok(true));
+        assert_eq!(settings.hash(), request(4, "a = 2").hash);
+        assert_eq!(settings.current().files.postgresql, "a = 2");
+        assert_eq!(push(&mut settings, request(4, "a = 2")).await, Ok(true), "again is fine");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn settings_that_are_not_there_are_a_problem_with_a_name() {
+        let config = crate::postgres::testing::config(std::path::Path::new("/nonexistent"));
+        let settings = Settings::mounted(&config).await;
+        assert_eq!(settings.problems().len(), 1);
+        assert!(settings.problems()[0].message.contains("agent.json"), "{:?}", settings.problems());
+    }
 }

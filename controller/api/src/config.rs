@@ -18,6 +18,8 @@ pub const FILE_HASH: &str = "hash";
 pub struct AgentConfig {
     /// Generation of the `PostgreSQL` object that this was made from.
     pub generation: i64,
+    /// UID of that object: `kubectl describe` shows only events that name it.
+    pub uid: String,
     /// Instances wanted.
     pub replicas: u32,
     /// Arguments of initdb, used once in the life of a cluster.

@@ -31,6 +31,7 @@ pub struct Files {
 pub(super) fn files(cluster: &ValidatedCluster, app_secret: &AppSecret) -> Files {
     let agent = AgentConfig {
         generation: cluster.generation,
+        uid: cluster.uid.clone(),
         replicas: cluster.replicas,
         initdb: cluster.initdb.clone(),
         failover: cluster.failover.as_str().to_owned(),
