@@ -494,6 +494,10 @@ impl Driver {
         if self.view.serving && self.secret_looked >= SECRET_LOOK {
             self.secret_looked = 0;
             tokio::spawn(ops::app_secret(self.config.clone(), self.settings.current(), self.feed.clone()));
+            let surplus = self.members.surplus(&self.reporter, self.settings.replicas());
+            if !surplus.is_empty() {
+                tokio::spawn(peers::drop_slots(self.config.clone(), surplus));
+            }
         }
         self.route();
         self.publish();

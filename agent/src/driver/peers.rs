@@ -9,7 +9,7 @@ use std::{
 
 use pgwarden_api::names::member_name;
 use pgwarden_ha::View;
-use pgwarden_proto::v1::{HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse};
+use pgwarden_proto::v1::{HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Slot};
 use tonic::Status;
 
 use super::{
@@ -23,6 +23,8 @@ use crate::{
 
 /// A replica that said nothing for this long gets no read traffic.
 const SILENT: Duration = Duration::from_secs(3);
+/// The slot of one that is not wanted stays so long after its last word.
+const NEW: Duration = Duration::from_secs(20);
 /// And after this it is forgotten; its slot stays.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 /// More instances than a cluster can have, over its whole life within the time above: a bound for memory.
@@ -124,6 +126,19 @@ impl Members {
         self.0.retain(|_, m| m.heard.elapsed() < FORGOTTEN);
     }
 
+    /// Slots of instances that a scale-down has removed: nobody comes to read the WAL that they keep.
+    pub(super) fn surplus(&self, reporter: &Reporter, replicas: u32) -> Vec<String> {
+        if replicas == 0 {
+            return Vec::new();
+        }
+        // One that has just registered may be new: its pod can be here before its number is.
+        let known = |name: &str| self.0.values().any(|m| m.slot == name && m.heard.elapsed() < NEW);
+        let surplus = |slot: &&Slot| {
+            !slot.active && slots::member(&slot.name).is_some_and(|m| m.ordinal >= replicas) && !known(&slot.name)
+        };
+        reporter.slots().iter().filter(surplus).map(|slot| slot.name.clone()).collect()
+    }
+
     /// What the slices should say: the primary once clients are admitted, and the replicas that live, serve, stream and are not too
     /// far behind.
     pub(super) fn desired(
@@ -146,6 +161,20 @@ impl Members {
             .collect();
         replicas.sort();
         Desired { epoch: view.epoch.0, primary: Some(me), replicas }
+    }
+}
+
+/// Drops slots that nobody reads, by name.
+pub(super) async fn drop_slots(config: Config, names: Vec<String>) {
+    let dropped = async {
+        let session = sql::connect_admin(&config).await?;
+        slots::drop_obsolete(&session, false, |m| !names.iter().any(|n| n == m.name)).await
+    };
+    match dropped.await {
+        Ok(dropped) => tracing::info!(slots = dropped.join(","), "slots of removed instances dropped"),
+        Err(error) => {
+            tracing::warn!(error = describe(&error), "slots of removed instances could not be dropped")
+        }
     }
 }
 

@@ -153,6 +153,11 @@ impl Settings {
         }
     }
 
+    /// Instances wanted; 0 when that is not known.
+    pub(super) fn replicas(&self) -> u32 {
+        self.files.agent.replicas
+    }
+
     /// Hash of the settings in force.
     pub(super) fn hash(&self) -> &str {
         &self.hash

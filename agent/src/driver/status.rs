@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pgwarden_ha::{Mode, View};
-use pgwarden_proto::v1::{Disk, InstanceStatus, Lsn, Problem, Role, Versions};
+use pgwarden_proto::v1::{Disk, InstanceStatus, Lsn, Problem, Role, Slot, Versions};
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     time::timeout,
@@ -97,6 +97,11 @@ impl Reporter {
     /// The primary's flushed position.
     pub(super) fn flushed(&self) -> u64 {
         self.look().map_or(0, |look| look.lsn.flushed)
+    }
+
+    /// The slots, as last seen.
+    pub(super) fn slots(&self) -> &[Slot] {
+        self.look().map_or(&[], |look| &look.slots)
     }
 
     /// Whether the member of this name streams from here, and is not further behind than this.
