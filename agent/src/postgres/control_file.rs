@@ -26,6 +26,23 @@ pub struct ControlFile {
     pub min_recovery_timeline: u32,
     /// Whether data pages carry checksums.
     pub checksums: bool,
+    /// What the primary of this WAL runs with: a standby that has less does not start.
+    pub required: Required,
+}
+
+/// Parameters that a standby must have at least as large as its primary; each sizes shared memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Required {
+    /// `max_connections`.
+    pub max_connections: u32,
+    /// `max_worker_processes`.
+    pub max_worker_processes: u32,
+    /// `max_wal_senders`.
+    pub max_wal_senders: u32,
+    /// `max_prepared_transactions`.
+    pub max_prepared_transactions: u32,
+    /// `max_locks_per_transaction`.
+    pub max_locks_per_transaction: u32,
 }
 
 impl ControlFile {
@@ -125,6 +142,7 @@ pub fn read(pgdata: &Path) -> Result<ControlFile, ControlFileError> {
 struct Layout {
     min_recovery_point: usize,
     min_recovery_timeline: usize,
+    max_connections: usize,
     checksum_version: usize,
     crc: usize,
 }
@@ -132,11 +150,21 @@ struct Layout {
 /// PostgreSQL 18: the signedness of `char` follows the checksums' version, and moves what is after it.
 const EIGHTEEN: Layout = Layout { crc: 292, ..CURRENT };
 /// PostgreSQL 12 to 17: `CheckPoint` has 88 bytes.
-const CURRENT: Layout =
-    Layout { min_recovery_point: 136, min_recovery_timeline: 144, checksum_version: 252, crc: 288 };
+const CURRENT: Layout = Layout {
+    min_recovery_point: 136,
+    min_recovery_timeline: 144,
+    max_connections: 180,
+    checksum_version: 252,
+    crc: 288,
+};
 /// PostgreSQL 11: `CheckPoint` has 80 bytes, since its next transaction id is two 32-bit fields.
-const ELEVEN: Layout =
-    Layout { min_recovery_point: 128, min_recovery_timeline: 136, checksum_version: 244, crc: 280 };
+const ELEVEN: Layout = Layout {
+    min_recovery_point: 128,
+    min_recovery_timeline: 136,
+    max_connections: 172,
+    checksum_version: 244,
+    crc: 280,
+};
 
 fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
     let short = || ControlFileError::Damaged("it is too short");
@@ -153,6 +181,7 @@ fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
     if u32_at(layout.crc).ok_or_else(short)? != crc32c(covered) {
         return Err(ControlFileError::Damaged("its checksum does not match"));
     }
+    let required = |field: usize| u32_at(layout.max_connections + 4 * field).ok_or_else(short);
     Ok(ControlFile {
         system_identifier: u64_at(0).ok_or_else(short)?,
         control_version,
@@ -164,6 +193,13 @@ fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
         min_recovery_point: u64_at(layout.min_recovery_point).ok_or_else(short)?,
         min_recovery_timeline: u32_at(layout.min_recovery_timeline).ok_or_else(short)?,
         checksums: u32_at(layout.checksum_version).ok_or_else(short)? != 0,
+        required: Required {
+            max_connections: required(0)?,
+            max_worker_processes: required(1)?,
+            max_wal_senders: required(2)?,
+            max_prepared_transactions: required(3)?,
+            max_locks_per_transaction: required(4)?,
+        },
     })
 }
 

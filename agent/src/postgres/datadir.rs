@@ -480,6 +480,7 @@ mod tests {
             min_recovery_point: 0,
             min_recovery_timeline: 0,
             checksums: true,
+            required: control_file::Required::default(),
         }
     }
 

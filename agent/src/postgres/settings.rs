@@ -3,7 +3,10 @@
 //! A new `postgresql.conf` is shown to the image's own `postgres` before it takes the old one's place: a parameter that Postgres
 //! refuses is reported by name, and what was in force stays in force, also over a restart of the pod.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use pgwarden_proto::v1;
 use tokio::time::{Instant, sleep};
@@ -12,6 +15,7 @@ use tokio_postgres::error::SqlState;
 use super::{
     MAINTENANCE_DB,
     clone::Upstream,
+    control_file::{self, Required},
     files::{self, FileError, blocking},
     hba::{self, Access, Hba},
     sql::{self, Session, SqlError, Timeouts},
@@ -115,7 +119,7 @@ pub async fn write(
         Ok(written)
     })
     .await?;
-    match install_postgresql_conf(config, supervisor, &desired.postgresql).await? {
+    match install_postgresql_conf(config, supervisor, &desired.postgresql, desired.follow.is_some()).await? {
         Installed::Same => {}
         Installed::New => written.changed = true,
         Installed::Kept(why) => written.problems.push(v1::Problem {
@@ -136,12 +140,17 @@ async fn install_postgresql_conf(
     config: &Config,
     supervisor: &Supervisor,
     text: &str,
+    standby: bool,
 ) -> Result<Installed, SettingsError> {
     let path = config.pgdata().join("postgresql.conf");
     let candidate = config.pgdata().join("postgresql.conf.new");
     let content = format!("{OURS}{text}\n{}", instance_lines(config));
-    let (from, to) = (candidate.clone(), path.clone());
+    let (from, to, pgdata) = (candidate.clone(), path.clone(), config.pgdata());
     let old = blocking("write", &path, move || {
+        let mut content = content;
+        if standby && let Ok(control) = control_file::read(&pgdata) {
+            content.push_str(&raised(&content, &control.required));
+        }
         let old = files::read(&to)?;
         if old.as_deref() != Some(content.as_bytes()) {
             files::write(&from, content.as_bytes(), 0o600)?;
@@ -233,6 +242,41 @@ fn instance_lines(config: &Config) -> String {
     format!("# This instance\n{lines}")
 }
 
+/// Lines for a standby whose settings are lower than its primary's: it would not start, or stop replaying. A lowered setting so
+/// comes into force on a standby with the first start after the primary's.
+fn raised(text: &str, required: &Required) -> String {
+    // Postgres' defaults; the same in versions 11 to 18.
+    let parameters = [
+        ("max_connections", 100, required.max_connections),
+        ("max_worker_processes", 8, required.max_worker_processes),
+        ("max_wal_senders", 10, required.max_wal_senders),
+        ("max_prepared_transactions", 0, required.max_prepared_transactions),
+        ("max_locks_per_transaction", 64, required.max_locks_per_transaction),
+    ];
+    let low = |name: &str, default: u32, least: u32| number(text, name).unwrap_or(default) < least;
+    let lines: String = parameters
+        .iter()
+        .filter(|(name, default, least)| low(name, *default, *least))
+        .map(|(name, _, least)| setting(name, &least.to_string()))
+        .collect();
+    if lines.is_empty() { lines } else { format!("# The primary runs with more\n{lines}") }
+}
+
+/// The last value of a whole number in the file.
+fn number(text: &str, name: &str) -> Option<u32> {
+    text.lines()
+        .filter_map(|line| {
+            let (key, value) =
+                line.split_once('#').map_or(line, |(line, _)| line).trim().split_once(['=', ' '])?;
+            key.trim()
+                .eq_ignore_ascii_case(name)
+                .then(|| value.trim_matches(|c: char| c.is_whitespace() || "='".contains(c)))
+        })
+        .next_back()?
+        .parse()
+        .ok()
+}
+
 /// Parameters in `postgresql.auto.conf`.
 const AUTO: [&str; 3] = ["primary_conninfo", "primary_slot_name", "synchronous_standby_names"];
 
@@ -295,7 +339,8 @@ pub async fn admit(
     extra: &str,
 ) -> Result<Vec<v1::Problem>, SettingsError> {
     let (hba, mut problems) = Hba::clients(extra);
-    if write_hba(config, &hba).await? {
+    let changed = write_hba(config, &hba).await?;
+    if changed {
         let session = sql::connect_admin(config).await?;
         let bad = hba_errors(&session).await?;
         if !bad.is_empty() {
@@ -306,8 +351,8 @@ pub async fn admit(
             problems.extend(more);
             write_hba(config, &left).await?;
         }
-        reload(config, supervisor).await?;
     }
+    reload_if_stale(config, supervisor).await?;
     wait_for_access(config, Access::Clients).await?;
     Ok(problems)
 }
@@ -363,8 +408,11 @@ fn is_password_missing(error: &tokio_postgres::Error) -> bool {
 async fn wait_for_access(config: &Config, wanted: Access) -> Result<(), SettingsError> {
     let end = Instant::now() + RELOAD_LIMIT;
     loop {
-        if access(config).await? == wanted {
-            return Ok(());
+        match access(config).await {
+            Ok(seen) if seen == wanted => return Ok(()),
+            // Every place is taken: nothing was seen.
+            Err(error) if error.code() != Some(&SqlState::TOO_MANY_CONNECTIONS) => return Err(error.into()),
+            Ok(_) | Err(_) => {}
         }
         if Instant::now() >= end {
             return Err(SettingsError::NotReloaded(RELOAD_LIMIT));
@@ -388,6 +436,31 @@ pub async fn reload(config: &Config, supervisor: &Supervisor) -> Result<(), Sett
         sleep(RELOAD_LOOK).await;
     }
     Ok(())
+}
+
+/// [`reload`], if a file is newer than what is in force: also when the agent died between writing a file and having it read.
+///
+/// # Errors
+/// See [`SettingsError`].
+pub async fn reload_if_stale(config: &Config, supervisor: &Supervisor) -> Result<(), SettingsError> {
+    // The kernel's time stamps of files are a tick old at worst.
+    const TICK: Duration = Duration::from_millis(20);
+    let pgdata = config.pgdata();
+    let newest = blocking("look at the settings in", &pgdata.clone(), move || {
+        let names = ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"];
+        names.iter().try_fold(SystemTime::UNIX_EPOCH, |newest, name| {
+            let path = pgdata.join(name);
+            let time = std::fs::metadata(&path).and_then(|file| file.modified());
+            Ok(newest.max(time.map_err(FileError::new("look at", &path))?))
+        })
+    })
+    .await?;
+    let newest = (newest + TICK).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let loaded = Duration::from_micros(u64::try_from(load_time(config).await?).unwrap_or(0));
+    if newest < loaded {
+        return Ok(());
+    }
+    reload(config, supervisor).await
 }
 
 /// When the postmaster last read its files, in microseconds: only a new session has it from there.
@@ -522,6 +595,22 @@ mod tests {
                    2026-01-01 00:00:00 GMT [1] FATAL:  configuration file \"/x\" contains errors\n";
         assert_eq!(complaints(log), "invalid value for parameter \"work_mem\": \"x\"; Valid units are kB.");
         assert_eq!(complaints("segfault"), "segfault");
+    }
+
+    #[test]
+    fn a_standby_gets_no_less_than_its_primary_has() {
+        let required = Required {
+            max_connections: 100,
+            max_worker_processes: 8,
+            max_wal_senders: 20,
+            max_prepared_transactions: 0,
+            max_locks_per_transaction: 64,
+        };
+        assert_eq!(raised("max_wal_senders = '20'\n", &required), "");
+        let text = "max_connections = 200\nMax_Connections = '30' # fewer\nmax_wal_senders 20\n";
+        assert_eq!(raised(text, &required), "# The primary runs with more\nmax_connections = '100'\n");
+        assert_eq!(number("a = 1\n#a = 2\nab = 3\n", "a"), Some(1));
+        assert!(raised("max_wal_senders = x\n", &required).contains("max_wal_senders = '20'"));
     }
 
     #[test]

@@ -279,7 +279,8 @@ async fn look_slow(session: &Session) -> Result<Slow, SqlError> {
             "SELECT current_setting('server_version'), (SELECT system_identifier FROM pg_control_system()), \
                     (SELECT COALESCE(sum(size), 0)::int8 FROM pg_ls_waldir()), \
                     EXISTS (SELECT FROM pg_settings WHERE pending_restart), \
-                    EXISTS (SELECT FROM pg_file_settings WHERE error IS NOT NULL)",
+                    EXISTS (SELECT FROM pg_file_settings WHERE error IS NOT NULL), \
+                    CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END",
             &[],
         )
         .await?;
@@ -287,7 +288,7 @@ async fn look_slow(session: &Session) -> Result<Slow, SqlError> {
     let read = || {
         let version: String = row.try_get(0)?;
         let pending: bool = row.try_get(3)?;
-        let errors: bool = row.try_get(4)?;
+        let (errors, paused): (bool, bool) = (row.try_get(4)?, row.try_get(5)?);
         let slow = Slow {
             version: version.split_whitespace().next().unwrap_or_default().to_owned(),
             // Kept as a signed number by Postgres, written as an unsigned one everywhere.
@@ -295,14 +296,23 @@ async fn look_slow(session: &Session) -> Result<Slow, SqlError> {
             wal_bytes: u64::try_from(row.try_get::<_, i64>(2)?).unwrap_or(0),
             ..Slow::default()
         };
-        Ok((slow, pending, errors))
+        Ok((slow, pending, errors, paused))
     };
-    let (mut slow, pending, errors) = read().map_err(|source| SqlError::Answer { what: WHAT, source })?;
+    let (mut slow, pending, errors, paused) =
+        read().map_err(|source| SqlError::Answer { what: WHAT, source })?;
     if pending {
         slow.pending_restart = settings::pending_restart(session).await?;
     }
     if errors {
         slow.problems = settings::file_errors(session).await?;
+    }
+    if paused {
+        slow.problems.push(v1::Problem {
+            reason: "ReplayPaused".to_owned(),
+            message: "replay is paused: by pg_wal_replay_pause(), or because the primary was given larger settings of \
+                      connections or processes than this replica runs with; a restart of the replica mends the latter"
+                .to_owned(),
+        });
     }
     Ok(slow)
 }

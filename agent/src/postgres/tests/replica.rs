@@ -67,7 +67,10 @@ fn a_replica_is_copied_streams_and_is_promoted() {
         assert!(last.done > 20_000_000 && last.total >= last.done / 2, "{last:?}");
         assert!(!replica.config.pgdata().join("postmaster.pid").exists());
 
-        let _running = start_standby(&replica, &following(source.upstream.clone(), &source.slot)).await;
+        // Lower settings than the primary's come with the first start after the primary's.
+        let mut lower = following(source.upstream.clone(), &source.slot);
+        lower.postgresql.push_str("max_connections = 25\nmax_wal_senders = 5\n");
+        let _running = start_standby(&replica, &lower).await;
         let admin = sql::connect_admin(&primary.config).await.unwrap();
         admin.run("write", "CREATE TABLE public.t AS SELECT generate_series(1, 1000) AS id").await.unwrap();
         let mut poller = Poller::default();
@@ -106,7 +109,9 @@ fn a_replica_is_copied_streams_and_is_promoted() {
             .await
             .unwrap();
         until("lag", async || {
+            poller.refresh();
             let snapshot = poller.take(&replica.config).await.unwrap();
+            assert_eq!(snapshot.slow.problems[0].reason, "ReplayPaused");
             (snapshot.replay_lag_bytes > 1000 && snapshot.replay_lag_seconds > 0.0).then_some(())
         })
         .await;

@@ -103,6 +103,11 @@ fn settings_are_reloaded_wait_or_are_refused() {
         let output = node.psql("x", "user=friend dbname=postgres sslmode=verify-full", "SELECT 1");
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(error.contains("pg_hba.conf rejects connection"), "{error}");
+        // The agent died between writing a file and having it read: it is read now.
+        let auto = config.pgdata().join("postgresql.auto.conf");
+        fs::write(&auto, "work_mem = '7MB'\n").unwrap();
+        settings::reload_if_stale(config, supervisor).await.unwrap();
+        assert_eq!(show(&node, "work_mem").await, "7MB");
         // The same again: still reported.
         assert_eq!(settings::admit(config, supervisor, extra).await.unwrap().len(), 2);
     });
