@@ -313,6 +313,9 @@ impl Machine {
 
     /// A failed or ended thing is tried again, later each time.
     pub(crate) fn back_off(&mut self, now: Instant) {
+        if self.retry_at > now {
+            return; // the same trouble, told twice
+        }
         let steps = self.failures.min(6);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = now.plus(Duration::from_millis(if steps == 0 { 0 } else { 150 << steps }));
