@@ -62,6 +62,10 @@ impl Machine {
         if foreign || !record.state.is_held() {
             return;
         }
+        // A late answer: the record has moved on meanwhile.
+        if self.seen_record() != Some(record) {
+            return;
+        }
         if self.hold.is_none() && self.terminating.is_none() {
             self.hold = Some(Hold {
                 instance: holder.instance,
@@ -149,6 +153,7 @@ impl Machine {
         let Some(hold) = self.hold.take() else { return };
         self.directory = None;
         self.timeline = 0;
+        self.voters = None;
         let starting = matches!(self.op, Some((_, Op::Primary { .. } | Op::Open { .. } | Op::Stop { .. })));
         self.abort(out);
         let running = self.postmaster().is_some_and(|p| p.mode == Mode::Primary);
@@ -205,7 +210,9 @@ impl Machine {
             record.timeline = self.timeline;
             record.max_timeline = record.max_timeline.max(self.timeline);
         }
-        record.voters.clone_from(&self.voters);
+        if let Some(voters) = &self.voters {
+            record.voters.clone_from(voters);
+        }
         if hold.stage == Stage::Stopped {
             record.state = RecordState::Released;
             "stopped".clone_into(&mut record.reason);

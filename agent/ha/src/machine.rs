@@ -124,7 +124,8 @@ pub struct Machine {
     /// SIGKILL was sent to everything, and it is not known to be gone.
     pub(crate) killing: Option<Instant>,
     pub(crate) timeline: u32,
-    pub(crate) voters: BTreeSet<InstanceId>,
+    /// Who should be able to vote; none: as the record says.
+    pub(crate) voters: Option<BTreeSet<InstanceId>>,
     pub(crate) terminating: Option<Instant>,
     pub(crate) exited: bool,
     pub(crate) failures: u32,
@@ -194,7 +195,7 @@ impl Machine {
             op: None,
             killing: None,
             timeline: 0,
-            voters: BTreeSet::new(),
+            voters: None,
             terminating: None,
             exited: false,
             failures: 0,
@@ -357,7 +358,7 @@ impl Machine {
             Event::Read(id, reading) => self.read(id, reading, now, out),
             Event::Written(id, outcome) => self.written(id, outcome, now, out),
             Event::Finished(id, result) => self.finished(id, result, now, out),
-            Event::Voters(voters) => self.voters = voters,
+            Event::Voters(voters) => self.voters = Some(voters),
             Event::Timing(timing) => self.policy.timing = timing,
             Event::Tick => {}
         }
@@ -370,6 +371,7 @@ impl Machine {
         self.killing = None;
         self.directory = None;
         self.timeline = 0;
+        self.voters = None;
         self.failures = 0;
         self.retry_at = now;
         self.exited = false;

@@ -151,7 +151,7 @@ impl Cluster {
         fs::write(
             dir.join("config/postgresql.conf"),
             "shared_buffers = '16MB'\nmax_connections = '40'\nmax_wal_size = '128MB'\nmin_wal_size = '64MB'\n\
-             wal_keep_size = '32MB'\nwal_receiver_timeout = '5s'\nwal_retrieve_retry_interval = '200ms'\n",
+             wal_keep_size = '32MB'\nrecovery_init_sync_method = 'syncfs'\nwal_receiver_timeout = '5s'\nwal_retrieve_retry_interval = '200ms'\n",
         )
         .unwrap();
         fs::write(dir.join("config/pg_hba.extra.conf"), "").unwrap();

@@ -103,6 +103,8 @@ pub fn defaults(sizing: &Sizing, connections: u64) -> BTreeMap<&'static str, Str
     }
     if version >= 14 {
         set("client_connection_check_interval", "5s");
+        // Crash recovery begins with one call for the whole volume, not with an fsync of each file: that is most of a short outage.
+        set("recovery_init_sync_method", "syncfs");
     }
 
     // Volumes are solid-state, or many disks.
@@ -179,7 +181,8 @@ fn libraries(field: &[String], parameter: Option<&str>) -> String {
         }
     }
     let plain = |l: &str| l.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    let quoted = all.iter().map(|l| if plain(l) { l.clone() } else { format!("\"{}\"", l.replace('"', "\"\"")) });
+    let quoted =
+        all.iter().map(|l| if plain(l) { l.clone() } else { format!("\"{}\"", l.replace('"', "\"\"")) });
     quoted.collect::<Vec<_>>().join(", ")
 }
 
