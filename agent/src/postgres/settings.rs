@@ -144,7 +144,7 @@ async fn install_postgresql_conf(
 ) -> Result<Installed, SettingsError> {
     let path = config.pgdata().join("postgresql.conf");
     let candidate = config.pgdata().join("postgresql.conf.new");
-    let content = format!("{OURS}{text}\n{}", instance_lines(config));
+    let content = format!("{OURS}{}{text}\n{}", defaults(config.version), instance_lines(config));
     let (from, to, pgdata) = (candidate.clone(), path.clone(), config.pgdata());
     let old = blocking("write", &path, move || {
         let mut content = content;
@@ -175,6 +175,13 @@ async fn install_postgresql_conf(
 
 /// How every `postgresql.conf` of ours begins.
 const OURS: &str = "# pgwarden\n";
+
+/// First in the file: what the ConfigMap may say otherwise.
+fn defaults(version: u32) -> String {
+    // Recovery begins with a sync of the data directory: one call in place of an fsync for each of its files saves half a second of
+    // every restart after a crash, and more with many tables.
+    if version >= 14 { setting("recovery_init_sync_method", "syncfs") } else { String::new() }
+}
 
 /// Has the image's `postgres` read the file. The inner error is its complaint.
 async fn check(

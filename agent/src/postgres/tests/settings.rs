@@ -80,6 +80,7 @@ fn settings_are_reloaded_wait_or_are_refused() {
             assert_eq!(show(&node, name).await, value, "{name}");
         }
         assert_eq!(show(&node, "cluster_name").await, config.pod);
+        assert_eq!(show(&node, "recovery_init_sync_method").await, "syncfs");
 
         // ALTER SYSTEM is undone and told.
         let auto = config.pgdata().join("postgresql.auto.conf");
