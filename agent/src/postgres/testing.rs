@@ -19,6 +19,7 @@ use pgwarden_api::config::InitdbArgs;
 use tokio::sync::mpsc;
 
 use super::{
+    SUPERUSER,
     clone::Upstream,
     control,
     datadir::{self, Identity, Phase},
@@ -76,7 +77,7 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
 }
 
 const AGAIN: &str = "PGWARDEN_TEST_AGAIN";
-const SUPERVISOR: &str = "PGWARDEN_TEST_SUPERVISOR";
+const SUPERVISOR_PATH: &str = "PGWARDEN_TEST_SUPERVISOR";
 const MOUNT: &str = "PGWARDEN_TEST_MOUNT";
 
 /// How a test wants its machine to be.
@@ -94,6 +95,12 @@ pub(crate) fn as_postgres(module: &str, name: &str, machine: Machine, body: impl
     if std::env::var_os(AGAIN).is_none() && root {
         return again(module, name, machine);
     }
+    if !root && user() != SUPERUSER {
+        println!(
+            "SKIPPED {name}: peer authentication needs the user postgres; run it as root or as postgres"
+        );
+        return;
+    }
     if std::env::var_os(AGAIN).is_none() && (machine.volume_bytes.is_some() || machine.without_postgres) {
         println!("SKIPPED {name}: mounting needs root");
         return;
@@ -103,6 +110,12 @@ pub(crate) fn as_postgres(module: &str, name: &str, machine: Machine, body: impl
         // No test may outlive its suite's patience.
         tokio::time::timeout(Duration::from_secs(60), body()).await.expect("the test takes too long");
     });
+}
+
+/// Name of this process's user.
+fn user() -> String {
+    let output = Command::new("id").arg("-un").output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 fn again(module: &str, name: &str, machine: Machine) {
@@ -127,7 +140,7 @@ fn again(module: &str, name: &str, machine: Machine) {
     let hide = if machine.without_postgres { "mount -t tmpfs none /usr/lib/postgresql; " } else { "" };
     command.arg(format!("{hide}exec setpriv --reuid postgres --regid postgres --init-groups \"$@\""));
     command.args(["sh", &by_fd(&test), "--exact", &format!("{module}::{name}"), "--nocapture"]);
-    command.env(AGAIN, "1").env(SUPERVISOR, by_fd(&supervisor)).env("RUST_BACKTRACE", "1");
+    command.env(AGAIN, "1").env(SUPERVISOR_PATH, by_fd(&supervisor)).env("RUST_BACKTRACE", "1");
     if let Some(mount) = &mount {
         command.env(MOUNT, mount);
     }
@@ -149,7 +162,7 @@ pub(crate) fn small_volume() -> PathBuf {
 /// The supervisor's binary, built beside this test's.
 fn supervisor_binary() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    if let Some(path) = std::env::var_os(SUPERVISOR) {
+    if let Some(path) = std::env::var_os(SUPERVISOR_PATH) {
         return path.into();
     }
     BUILT
