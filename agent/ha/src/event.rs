@@ -52,8 +52,10 @@ pub struct Note {
     pub instance: InstanceId,
     /// The record as last confirmed.
     pub record: Record,
-    /// Writes whose outcome was not known: any of them may be in force instead.
+    /// Writes whose outcome was not known: any of them may be in force instead, now or later.
     pub unresolved: Vec<Record>,
+    /// The version that they expected: once the record has a higher one, they are void. Empty when there are none.
+    pub version: Version,
 }
 
 /// The data directory.

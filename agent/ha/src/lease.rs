@@ -287,7 +287,9 @@ impl Machine {
                         unresolved.push(r.clone());
                     }
                 }
-                Note { instance: h.instance, record: record.clone(), unresolved }
+                let version = self.record.seen.as_ref().filter(|_| !unresolved.is_empty());
+                let version = version.map(|s| s.version.clone()).unwrap_or_default();
+                Note { instance: h.instance, record: record.clone(), unresolved, version }
             },
         );
         if note != self.noted {

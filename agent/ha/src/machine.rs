@@ -43,6 +43,8 @@ pub enum Mutant {
     StartForeign,
     /// A holder that reads another holder's name in the record serves on.
     IgnoreOtherHolder,
+    /// An agent that takes over forgets the writes that the one before it has sent.
+    ForgetNote,
 }
 
 /// The record as last known.
@@ -376,16 +378,30 @@ impl Machine {
         self.retry_at = now;
         self.exited = false;
         self.terminating = supervisor.sigterm.then_some(now);
-        if self.record.seen.is_none()
-            && let Some(note) = &note
-        {
-            self.record.seen =
-                Some(Seen { version: Version::default(), record: note.record.clone(), changed: now });
-            self.record.unresolved.clone_from(&note.unresolved);
-            self.record.outdated = true;
+        if let Some(note) = &note {
+            self.read_note(note, now);
         }
         self.noted = note;
         self.supervisor = Some(supervisor);
+    }
+
+    /// What an earlier agent of this incarnation knew, and what it may have set going.
+    fn read_note(&mut self, note: &Note, now: Instant) {
+        let expected = &note.version;
+        let forget = self.is(Mutant::ForgetNote);
+        let seen = self.record.seen.get_or_insert_with(|| Seen {
+            version: expected.clone(),
+            record: note.record.clone(),
+            changed: now,
+        });
+        let void = seen.version.object == expected.object && seen.version.order > expected.order;
+        if !void && !forget {
+            for record in &note.unresolved {
+                if !self.record.unresolved.contains(record) {
+                    self.record.unresolved.push(record.clone());
+                }
+            }
+        }
     }
 
     fn exited_postmaster(&mut self, start_id: u64, now: Instant, out: &mut Vec<Effect>) {

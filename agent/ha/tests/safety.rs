@@ -118,6 +118,34 @@ fn a_quiet_world_has_a_primary_and_two_replicas() {
     assert!(!world.reached.contains("Fenced"), "{:?}", world.reached);
 }
 
+/// An agent dies while a write that lets another instance vote is still on its way; the next agent must not affirm itself alone.
+fn dead_agents_write(mutant: Option<Mutant>) -> Vec<String> {
+    let mut violations = Vec::new();
+    for delay in (600..5000).step_by(150) {
+        for quiet in 1..4 {
+            let mut world = World::new(mutant);
+            world.run(&[
+                Action::Advance(60 + 7 * quiet),
+                Action::DelayWrite(0, delay),
+                Action::Voters(0, true),
+                Action::ApiDown(quiet > 1),
+                Action::CrashAgent(0),
+                // Its successor's own writes do not get through either.
+                Action::DelayWrite(0, delay + 100),
+                Action::Advance(250),
+            ]);
+            violations.extend(world.violation);
+        }
+    }
+    violations
+}
+
+#[test]
+fn what_a_dead_agent_has_sent_binds_the_next_one() {
+    assert_eq!(dead_agents_write(None), Vec::<String>::new());
+    assert_ne!(dead_agents_write(Some(Mutant::ForgetNote)), Vec::<String>::new(), "the test would see it");
+}
+
 /// A protocol with one rule broken is caught.
 fn caught(mutant: Mutant) {
     let config = Config { failure_persistence: None, max_shrink_iters: 0, ..config(20_000) };

@@ -148,6 +148,8 @@ pub struct World {
     log: Vec<Applied>,
     /// Who has ever held which epoch.
     held: BTreeSet<(Epoch, Incarnation)>,
+    /// Epochs whose holder has said that it has stopped for good.
+    released: BTreeSet<Epoch>,
     versions: Vec<(Version, Record)>,
     api_down: bool,
     packets: Vec<Packet>,
@@ -174,6 +176,7 @@ impl World {
             changed: 0,
             log: Vec::new(),
             held: BTreeSet::new(),
+            released: BTreeSet::new(),
             versions: Vec::new(),
             api_down: false,
             packets: Vec::new(),
@@ -548,6 +551,9 @@ impl World {
         if let Some(holder) = &record.holder {
             self.held.insert((record.epoch, holder.incarnation));
         }
+        if record.state == RecordState::Released {
+            self.released.insert(record.epoch);
+        }
         self.record = record;
         self.order += 1;
         self.changed = self.now;
@@ -844,8 +850,10 @@ impl World {
     fn check(&mut self) {
         let now = self.now;
         let sups = || self.pods.iter().filter_map(|p| p.sup.as_ref());
+        // What has said that it has stopped must have stopped (below); its grant is a word about nothing.
         let live: BTreeMap<Incarnation, Epoch> = sups()
             .filter_map(|s| s.grant.filter(|(_, d)| *d > now).map(|(e, _)| (s.incarnation, e)))
+            .filter(|(_, e)| !self.released.contains(e))
             .collect();
         let mut bad = Vec::new();
         if live.len() > 1 {
@@ -853,6 +861,9 @@ impl World {
         }
         for sup in sups() {
             let Some(p) = sup.postmaster.filter(|p| p.mode == Mode::Primary) else { continue };
+            if self.released.contains(&p.epoch) {
+                bad.push(format!("a primary of epoch {} runs, which was released", p.epoch));
+            }
             let held = self.held.contains(&(p.epoch, sup.incarnation));
             if !held {
                 bad.push(format!("I8: primary of epoch {}, which this incarnation never took", p.epoch));
