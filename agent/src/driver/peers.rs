@@ -37,6 +37,7 @@ struct Member {
     address: Option<IpAddr>,
     slot: String,
     serving: bool,
+    joined: Instant,
     heard: Instant,
 }
 
@@ -70,6 +71,7 @@ impl Members {
                 address: request.address.parse().ok(),
                 slot: slot.clone(),
                 serving: false,
+                joined: Instant::now(),
                 heard: Instant::now(),
             },
         );
@@ -115,6 +117,11 @@ impl Members {
         let Some(member) = self.0.get_mut(&request.instance_uuid) else {
             return Err(Status::not_found("this instance is not registered here: join first"));
         };
+        // It came back after its slot was dropped: it can't stream before it has registered again.
+        let slot = reporter.slots().iter().any(|s| s.name == member.slot);
+        if !slot && !request.serving && member.joined.elapsed() > SILENT {
+            return Err(Status::not_found("this instance has no slot here: join first"));
+        }
         member.heard = Instant::now();
         member.serving = request.serving;
         member.address = request.address.parse().ok();
@@ -127,7 +134,8 @@ impl Members {
     }
 
     /// Slots of instances that a scale-down has removed: nobody comes to read the WAL that they keep.
-    pub(super) fn surplus(&self, reporter: &Reporter, replicas: u32) -> Vec<String> {
+    /// They are forgotten too: one that comes back registers again, and gets its slot again.
+    pub(super) fn surplus(&mut self, reporter: &Reporter, replicas: u32) -> Vec<String> {
         if replicas == 0 {
             return Vec::new();
         }
@@ -136,7 +144,9 @@ impl Members {
         let surplus = |slot: &&Slot| {
             !slot.active && slots::member(&slot.name).is_some_and(|m| m.ordinal >= replicas) && !known(&slot.name)
         };
-        reporter.slots().iter().filter(surplus).map(|slot| slot.name.clone()).collect()
+        let surplus: Vec<String> = reporter.slots().iter().filter(surplus).map(|s| s.name.clone()).collect();
+        self.0.retain(|_, m| !surplus.contains(&m.slot));
+        surplus
     }
 
     /// What the slices should say: the primary once clients are admitted, and the replicas that live, serve, stream and are not too
