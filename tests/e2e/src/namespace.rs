@@ -330,9 +330,9 @@ pub fn condition<'a>(
 #[must_use]
 pub fn report(cluster: &PostgreSQL, what: &str) -> Option<String> {
     let all = &cluster.status.as_ref()?.conditions;
-    all.iter()
-        .find(|c| (c.type_ == what && c.status == "True") || c.reason == what)
-        .map(|c| c.message.clone())
+    // Other conditions may give it as their reason; the one of that type has the message.
+    let found = all.iter().find(|c| c.type_ == what && c.status == "True");
+    found.or_else(|| all.iter().find(|c| c.reason == what)).map(|c| c.message.clone())
 }
 
 /// All conditions, for a message.

@@ -101,7 +101,8 @@ async fn health_and_reflection_answer_a_viewer() -> Result {
 async fn refusal(ctx: &Ctx, caller: &Caller, method: &str) -> Result<String> {
     // The methods' shapes come from the files: reflection may be refused too, and that is not what is asked here.
     let protos = ctl::repo().join("proto/proto").to_string_lossy().into_owned();
-    let options = ["-import-path", &protos, "-proto", "pgwarden/v1/agent.proto", "-d", "{}"];
+    let options =
+        ["-connect-timeout", "3", "-import-path", &protos, "-proto", "pgwarden/v1/agent.proto", "-d", "{}"];
     let out = ctx.grpcurl(fixture::NAME, caller, fixture::PODS[0], &options, &[method]).await?;
     ensure!(!out.status.success(), "{method} was answered: {}", String::from_utf8_lossy(&out.stdout));
     Ok(String::from_utf8_lossy(&out.stderr).into_owned())

@@ -149,7 +149,21 @@ async fn scale_subresource_adds_and_removes_replicas() -> Result {
         .await?;
         let login = ctx.login("s").await?;
         ensure!(login.sql(None, "SELECT said FROM hello").await? == "hello", "the row");
-        Ok(())
+
+        // Their volumes are still there, but the WAL that they would need is not.
+        for i in 0..8 {
+            ctx.admin(
+                &primary,
+                &format!("CREATE TABLE filler{i} AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)"),
+            )
+            .await?;
+            ctx.admin(&primary, &format!("DROP TABLE filler{i}")).await?;
+            ctx.admin(&primary, "SELECT pg_switch_wal()").await?;
+            ctx.admin(&primary, "CHECKPOINT").await?;
+        }
+        ctx.kubectl(&["scale", "pg", "s", "--replicas=2"]).await?;
+        ctx.ready("s", SOON).await?;
+        super::create::row_reaches_a_replica(&ctx, "s", "again").await
     })
     .await
 }

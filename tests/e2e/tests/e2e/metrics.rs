@@ -54,7 +54,10 @@ async fn every_pod_tells_role_up_sizes_connections_and_lag_in_prometheus_convent
                 ensure!(v("pgwarden_role", &["role=\"primary\""])? == is(pod == primary), "role of {pod}");
                 ensure!(v("pgwarden_role", &["role=\"replica\""])? == is(pod != primary), "role of {pod}");
                 ensure!(v("pgwarden_database_size_bytes", &["database=\"app\""])? > 1e6, "size of app");
-                ensure!(v("pgwarden_connections", &["database=\"app\"", "state=\"active\""])? >= 0.0, "active connections");
+                ensure!(
+                    v("pgwarden_connections", &["database=\"app\"", "state=\"active\""])? >= 0.0,
+                    "active connections"
+                );
                 if pod == primary {
                     let lags =
                         all.keys().filter(|k| k.starts_with("pgwarden_replication_lag_bytes{")).count();

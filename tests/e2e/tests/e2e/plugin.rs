@@ -75,7 +75,7 @@ async fn an_unknown_cluster_is_an_error_that_names_it() -> Result {
         let out = plugin(&ctx, &["status", "nobody"]).await?;
         let words = String::from_utf8_lossy(&out.stderr).into_owned();
         ensure!(!out.status.success(), "status of a cluster that is not there succeeds");
-        ensure!(words.contains("nobody") && words.contains("not found"), "{words}");
+        ensure!(words.contains("\"nobody\"") && words.contains("no PostgreSQL cluster"), "{words}");
         ensure!(out.stdout.is_empty(), "{}", String::from_utf8_lossy(&out.stdout));
         Ok(())
     })

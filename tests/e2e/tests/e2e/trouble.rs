@@ -52,7 +52,7 @@ async fn an_image_without_postgres_is_named_and_a_good_one_mends_it() -> Result 
     shared("trouble_no_postgres", |ctx| async move {
         let m = || Manifest::new("i");
         ctx.apply(&m().spec("image", "docker.io/pgwarden/no-postgres:1").to_string()).await?;
-        told(&ctx, "i", &["docker.io/pgwarden/no-postgres:1"]).await?;
+        told(&ctx, "i", &["no PostgreSQL", "spec.image"]).await?;
         ctx.apply(&m().to_string()).await?;
         serves(&ctx, "i").await
     })
@@ -63,7 +63,7 @@ async fn an_image_without_postgres_is_named_and_a_good_one_mends_it() -> Result 
 async fn an_image_of_another_major_version_is_refused_and_a_good_one_mends_it() -> Result {
     shared("trouble_other_major", |ctx| async move {
         ctx.apply(&Manifest::new("i").spec("image", "postgres:15").to_string()).await?;
-        told(&ctx, "i", &["15", "17"]).await?;
+        told(&ctx, "i", &["15", "17", "spec.image"]).await?;
         ctx.apply(&Manifest::new("i").to_string()).await?;
         serves(&ctx, "i").await
     })
@@ -73,9 +73,27 @@ async fn an_image_of_another_major_version_is_refused_and_a_good_one_mends_it() 
 #[tokio::test]
 async fn a_volume_that_is_full_at_initdb_is_told_and_a_larger_one_mends_it() -> Result {
     shared("trouble_volume_full", |ctx| async move {
-        let m = || Manifest::new("f");
+        let m = || Manifest::new("f").spec("deletionPolicy", "Delete");
         ctx.apply(&m().spec("storage", "24Mi").to_string()).await?;
-        told(&ctx, "f", &["No space left on device"]).await?;
+        told(&ctx, "f", &["the volume is full", "spec.storage"]).await?;
+        // A larger size is asked for at once. The test cluster's volumes can't grow while they are in use: ext4 needs a capability for
+        // that which is not always there. So the cluster, which has no data, is deleted and applied again.
+        ctx.apply(&m().to_string()).await?;
+        eventually("the claim asks for more", MOMENT, || async {
+            let claim = ctx.get("pvc", "data-f-17-0").await?;
+            ensure!(claim["spec"]["resources"]["requests"]["storage"] == "512Mi", "{}", claim["spec"]);
+            let set = ctx.get("statefulset", "f-17").await?;
+            let template =
+                &set["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"];
+            ensure!(template == "512Mi", "the template says {template}");
+            Ok(())
+        })
+        .await?;
+        ctx.kubectl(&["delete", "pg", "f", "--timeout=120s"]).await?;
+        until("its volume is gone", MOMENT, || async {
+            Ok(ctx.list("pvc", "f").await?.is_empty().then_some(()))
+        })
+        .await?;
         ctx.apply(&m().to_string()).await?;
         serves(&ctx, "f").await
     })
@@ -344,7 +362,10 @@ async fn a_primary_whose_volume_is_lost_is_not_initialised_again() -> Result {
             let c = ctx.cluster("l").await?;
             ensure!(condition(&c, "Ready").is_some_and(|r| r.status == "False"), "Ready");
             let member = c.status.context("status")?.members.into_iter().next().context("member")?;
-            ensure!(!member.ready && member.message.is_some(), "{member:?}");
+            ensure!(
+                !member.ready && member.message.as_ref().is_some_and(|m| m.contains("volume is empty")),
+                "{member:?}"
+            );
             Ok(())
         })
         .await?;
