@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, stream::BoxStream};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     batch::v1::CronJob,
@@ -17,7 +18,6 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     rbac::v1::{Role, RoleBinding},
 };
-use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
@@ -70,7 +70,13 @@ impl Scope {
 
 /// A kind that is kept in a store.
 pub trait Cached:
-    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
 {
     /// Its store.
     fn store(caches: &Caches) -> &Store<Self>;

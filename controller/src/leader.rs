@@ -101,7 +101,9 @@ impl Elector {
         }
         match tokio::time::timeout(REQUEST, self.api.replace(LEASE, &PostParams::default(), &lease)).await {
             Ok(Ok(_)) => info!("released the Lease"),
-            Ok(Err(error)) => warn!(error = %Answer::from(error), "could not release the Lease; the next leader waits until it runs out"),
+            Ok(Err(error)) => {
+                warn!(error = %Answer::from(error), "could not release the Lease; the next leader waits until it runs out")
+            }
             Err(_) => warn!("could not release the Lease in time; the next leader waits until it runs out"),
         }
     }
@@ -178,7 +180,8 @@ impl Elector {
 
     fn observe(&mut self, lease: Option<Lease>) {
         let same = |a: &Option<Lease>, b: &Option<Lease>| {
-            a.as_ref().and_then(ResourceExt::resource_version) == b.as_ref().and_then(ResourceExt::resource_version)
+            a.as_ref().and_then(ResourceExt::resource_version)
+                == b.as_ref().and_then(ResourceExt::resource_version)
         };
         if self.lease.is_none() || !same(&self.lease, &lease) {
             let old_since = self.seen.as_ref().map(|s| s.since);

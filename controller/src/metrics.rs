@@ -94,7 +94,8 @@ mod tests {
         m.writes.with_label_values(&["Service"]).inc();
         m.clusters.with_label_values(&["Running"]).set(2);
         let text = String::from_utf8(m.render().unwrap()).unwrap();
-        for name in ["reconciles_total", "reconcile_seconds", "writes_total", "clusters", "agents", "leader"] {
+        for name in ["reconciles_total", "reconcile_seconds", "writes_total", "clusters", "agents", "leader"]
+        {
             assert!(text.contains(&format!("pgwarden_controller_{name}")), "{name}:\n{text}");
         }
     }

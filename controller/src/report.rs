@@ -61,7 +61,11 @@ impl Drop for Report<'_> {
     fn drop(&mut self) {
         let step = if self.outcome == "applied" { "" } else { self.steps.current() };
         self.ctx.metrics.reconciles.with_label_values(&[self.outcome, step]).inc();
-        self.ctx.metrics.duration.with_label_values(&[self.outcome]).observe(self.start.elapsed().as_secs_f64());
+        self.ctx
+            .metrics
+            .duration
+            .with_label_values(&[self.outcome])
+            .observe(self.start.elapsed().as_secs_f64());
     }
 }
 
@@ -140,9 +144,18 @@ pub async fn tell_changes(ctx: &Context, cluster: &PostgreSQL, new: &PostgreSQLS
         let bad = [phase::DEGRADED, phase::BLOCKED].contains(&new.phase.as_str());
         let kind = if bad { EventType::Warning } else { EventType::Normal };
         let from = if old.phase.is_empty() { "new" } else { &old.phase };
-        publish(ctx, cluster, kind, &new.phase, "ChangePhase", format!("{from} → {} ({})", new.phase, new.ready)).await;
+        publish(
+            ctx,
+            cluster,
+            kind,
+            &new.phase,
+            "ChangePhase",
+            format!("{from} → {} ({})", new.phase, new.ready),
+        )
+        .await;
     }
-    let trouble = |s: &PostgreSQLStatus, kind: &str| s.conditions.iter().any(|c| c.type_ == kind && is_trouble(c));
+    let trouble =
+        |s: &PostgreSQLStatus, kind: &str| s.conditions.iter().any(|c| c.type_ == kind && is_trouble(c));
     for c in new.conditions.iter().filter(|c| is_trouble(c) && !trouble(&old, &c.type_)) {
         // The phase tells of the first three; the others are limits of this version, not trouble of this cluster.
         let general = [

@@ -47,7 +47,8 @@ pub fn main(args: RunArgs) -> anyhow::Result<()> {
 }
 
 fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
@@ -121,7 +122,8 @@ async fn control(client: Client, args: &RunArgs, metrics: Metrics) {
     let (store, events) = clusters(&scope);
     let (caches, related) = Caches::watch(&scope, store.clone());
 
-    let reporter = Reporter { controller: pgwarden_api::names::FIELD_MANAGER.into(), instance: args.pod_name.clone() };
+    let reporter =
+        Reporter { controller: pgwarden_api::names::FIELD_MANAGER.into(), instance: args.pod_name.clone() };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,

@@ -45,7 +45,11 @@ mod tests {
 
     #[test]
     fn positions_are_no_news_roles_are() {
-        let a = InstanceStatus { ready: true, lsn: Some(Lsn { flushed: 1, ..Lsn::default() }), ..Default::default() };
+        let a = InstanceStatus {
+            ready: true,
+            lsn: Some(Lsn { flushed: 1, ..Lsn::default() }),
+            ..Default::default()
+        };
         let mut b = a.clone();
         b.lsn = Some(Lsn { flushed: 99, ..Lsn::default() });
         b.agent_uptime_seconds = 5.0;

@@ -8,9 +8,7 @@ use std::{
 
 use futures::channel::mpsc;
 use pgwarden_api::pod;
-use pgwarden_proto::v1::{
-    ConfigureRequest, InstanceStatus, WatchStatusRequest, agent_client::AgentClient,
-};
+use pgwarden_proto::v1::{ConfigureRequest, InstanceStatus, WatchStatusRequest, agent_client::AgentClient};
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -137,7 +135,9 @@ impl Task {
             Ok(Err(status)) => {
                 warn!(pod = %self.target.pod, hash = %files.hash, error = %status, "the agent refused settings");
             }
-            Err(_) => warn!(pod = %self.target.pod, hash = %files.hash, "the agent did not take settings in time"),
+            Err(_) => {
+                warn!(pod = %self.target.pod, hash = %files.hash, "the agent did not take settings in time")
+            }
         }
     }
 

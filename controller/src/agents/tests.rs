@@ -65,7 +65,10 @@ impl Agent for Fake {
         Ok(Response::new(WatchStream::new(self.status.subscribe()).map(Ok).boxed()))
     }
 
-    async fn configure(&self, request: Request<ConfigureRequest>) -> Result<Response<ConfigureResponse>, Status> {
+    async fn configure(
+        &self,
+        request: Request<ConfigureRequest>,
+    ) -> Result<Response<ConfigureResponse>, Status> {
         let request = request.into_inner();
         assert_eq!(request.files["postgresql.conf"], "work_mem = '7MB'\n");
         assert_eq!(request.generation, 4);
@@ -95,7 +98,8 @@ async fn serve(address: Ipv4Addr, certificates: &Certificates, fake: Fake) -> Se
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let leaf = &certificates.leafs[&CertRole::Server];
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -172,7 +176,8 @@ async fn reports_are_followed_and_settings_pushed() {
     agents.ensure("shop", "orders", target(address), reach(&certificates, files("one")));
     assert!(agents.reports("shop", "orders").is_empty());
 
-    let fake = Fake { status: watch::Sender::new(InstanceStatus { ready: false, ..InstanceStatus::default() }) };
+    let fake =
+        Fake { status: watch::Sender::new(InstanceStatus { ready: false, ..InstanceStatus::default() }) };
     let server = serve(address, &certificates, fake.clone()).await;
     until(&agents, &mut woken, |r| r.is_some_and(|r| r.config_hash == "one")).await;
     assert_eq!(metrics.agents.get(), 1);
@@ -210,7 +215,8 @@ async fn an_agent_of_another_cluster_is_not_believed_until_the_certificates_fit(
     let (ours, theirs) = (certificates(), certificates());
     let (wake, mut woken) = mpsc::unbounded();
     let agents = Agents::new(wake, Metrics::new().unwrap());
-    let fake = Fake { status: watch::Sender::new(InstanceStatus { ready: true, ..InstanceStatus::default() }) };
+    let fake =
+        Fake { status: watch::Sender::new(InstanceStatus { ready: true, ..InstanceStatus::default() }) };
     let _server = serve(address, &ours, fake).await;
     agents.ensure("shop", "orders", target(address), reach(&theirs, files("one")));
     assert!(tokio::time::timeout(Duration::from_secs(1), woken.next()).await.is_err());

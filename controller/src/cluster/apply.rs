@@ -294,7 +294,10 @@ impl Writer<'_> {
             Err(kube::Error::Api(status)) if status.code == 422 && live.is_some() => {
                 // Somebody changed the key of a list's element, say a port's number: apply would add ours beside it. A merge patch
                 // replaces the list; apply then finds what it says.
-                let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..Default::default() };
+                let params = PatchParams {
+                    field_manager: Some(names::FIELD_MANAGER.to_owned()),
+                    ..Default::default()
+                };
                 api.patch(name, &params, &Patch::Merge(&value)).await.map_err(failed)?
             }
             Err(error) => return Err(failed(error)),
@@ -327,7 +330,8 @@ impl Writer<'_> {
         let mut problem = None;
         let patch = json!({"spec": {"resources": {"requests": {"storage": storage}}}});
         for name in claims {
-            let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..Default::default() };
+            let params =
+                PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..Default::default() };
             match self.api::<PersistentVolumeClaim>().patch(name, &params, &Patch::Merge(&patch)).await {
                 Ok(_) => info!(claim = %name, storage, "asked for a larger volume"),
                 Err(error) => {
@@ -346,7 +350,8 @@ impl Writer<'_> {
     async fn relabel(&self, changes: &BTreeMap<String, Option<&'static str>>) -> Result<(), ApplyError> {
         for (pod, role) in changes {
             let patch = json!({"metadata": {"labels": {names::LABEL_ROLE: role}}});
-            let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..Default::default() };
+            let params =
+                PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..Default::default() };
             match self.api::<Pod>().patch_metadata(pod, &params, &Patch::Merge(&patch)).await {
                 Ok(_) => info!(%pod, role = role.unwrap_or("none"), "labelled the pod's role"),
                 Err(kube::Error::Api(status)) if status.is_not_found() => {}

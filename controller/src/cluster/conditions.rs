@@ -123,7 +123,8 @@ pub fn summarise(p: Picture<'_>) -> Summary {
     let stopped = p.plan.stop.as_ref();
     let has_run = p.observed.record.as_ref().is_some_and(|r| !r.spec.system_identifier.is_empty());
     let created = has_run && [phase::RUNNING, phase::DEGRADED].contains(&p.before);
-    let degraded = !complete && (is_ready || created);
+    // Replicas that are still being copied for the first time are progress, not loss.
+    let degraded = !complete && (created || is_ready && p.before != phase::CREATING);
     facts.push(if degraded {
         let reason = if is_ready { "InstancesNotReady" } else { "NotServing" };
         fact(condition::DEGRADED, true, reason, not_ready(p.members, ready_members, wanted))
@@ -183,7 +184,11 @@ fn not_ready(members: &[Member], ready: usize, wanted: usize) -> String {
         .filter(|m| !m.ready)
         .map(|m| format!("{}: {}", m.name, m.message.as_deref().unwrap_or(&m.state)))
         .collect();
-    format!("{ready} of {wanted} instances are ready{}{}", if details.is_empty() { "" } else { "; " }, details.join("; "))
+    format!(
+        "{ready} of {wanted} instances are ready{}{}",
+        if details.is_empty() { "" } else { "; " },
+        details.join("; ")
+    )
 }
 
 fn progressing(p: Picture<'_>, ready: usize, wanted: usize, complete: bool) -> Fact {
@@ -314,10 +319,8 @@ fn storage_facts(p: Picture<'_>) -> Vec<Fact> {
 }
 
 fn pod_facts(p: Picture<'_>) -> Vec<Fact> {
-    let no_class = matches!(
-        p.observed.storage_class,
-        StorageClassFact::Missing(_) | StorageClassFact::NoDefault
-    );
+    let no_class =
+        matches!(p.observed.storage_class, StorageClassFact::Missing(_) | StorageClassFact::NoDefault);
     let mut facts: Vec<Fact> = p
         .observed
         .pods
@@ -355,7 +358,8 @@ fn agent_facts(p: Picture<'_>) -> Vec<Fact> {
     let mut waiting: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (pod, report) in &p.observed.reports {
         for problem in &report.problems {
-            let reason: String = problem.reason.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
+            let reason: String =
+                problem.reason.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
             if reason.starts_with(|c: char| c.is_ascii_alphabetic()) {
                 facts.push(fact(&reason, true, &reason, format!("{pod}: {}", problem.message)));
             }

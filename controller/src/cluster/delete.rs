@@ -75,7 +75,8 @@ async fn set_finalizer(ctx: &Context, cluster: &PostgreSQL, wanted: bool) -> Res
         finalizers.push(FINALIZER);
     }
     // With the resourceVersion: a list is replaced whole, and another's finalizer must not get lost.
-    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": cluster.resource_version()}});
+    let patch =
+        json!({"metadata": {"finalizers": finalizers, "resourceVersion": cluster.resource_version()}});
     let api: Api<PostgreSQL> = Api::namespaced(ctx.client.clone(), &cluster.namespace().unwrap_or_default());
     match api.patch_metadata(&cluster.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
         Ok(_) => Ok(()),
@@ -101,8 +102,9 @@ pub async fn finish(ctx: &Context, cluster: &PostgreSQL) -> Result<Action, Delet
         delete::<StatefulSet>(ctx, &namespace, &set.name_any()).await?;
     }
     let pods = cache::of_cluster::<Pod>(&ctx.caches, &namespace, &name);
-    let instances =
-        pods.iter().filter(|p| p.labels().get(build::LABEL_COMPONENT).is_some_and(|c| c == build::COMPONENT_POSTGRES));
+    let instances = pods
+        .iter()
+        .filter(|p| p.labels().get(build::LABEL_COMPONENT).is_some_and(|c| c == build::COMPONENT_POSTGRES));
     let since = cluster.metadata.deletion_timestamp.as_ref().map_or(0, |t| t.0.as_second());
     if instances.count() > 0 && Timestamp::now().as_second() - since < LONGEST_GRACE {
         return Ok(Action::requeue(LOOK_AGAIN));
@@ -113,7 +115,10 @@ pub async fn finish(ctx: &Context, cluster: &PostgreSQL) -> Result<Action, Delet
     }
     let app = names.app_secret();
     let ours = |secret: &Secret| secret.annotations().contains_key(build::ANNOTATION_GENERATED);
-    if cache::of_cluster::<Secret>(&ctx.caches, &namespace, &name).iter().any(|s| s.name_any() == app && ours(s)) {
+    if cache::of_cluster::<Secret>(&ctx.caches, &namespace, &name)
+        .iter()
+        .any(|s| s.name_any() == app && ours(s))
+    {
         delete::<Secret>(ctx, &namespace, &app).await?;
     }
     delete::<Secret>(ctx, &namespace, &names.ca_secret()).await?;

@@ -316,7 +316,8 @@ async fn write_status(
 /// When to look again although nothing has happened.
 fn next(observed: &Observed, plan: &Plan, certificates: Option<Timestamp>) -> Action {
     let foreign = matches!(plan.stop, Some(Stop::NameConflict(_) | Stop::DataWithoutRecord(_)));
-    let claims = observed.claims.iter().any(|c| c.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Pending"));
+    let claims =
+        observed.claims.iter().any(|c| c.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Pending"));
     let mut wait = RESYNC;
     if foreign || claims || observed.storage_class != StorageClassFact::NotAsked {
         wait = LOOK_AGAIN;

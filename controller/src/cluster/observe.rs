@@ -165,7 +165,9 @@ pub async fn observe(ctx: &Context, cluster: &PostgreSQL) -> Result<Observed, Ob
     };
     let pods: Vec<_> = cache::of_cluster::<Pod>(&ctx.caches, &namespace, &name)
         .into_iter()
-        .filter(|pod| pod.labels().get(build::LABEL_COMPONENT).is_some_and(|c| c == build::COMPONENT_POSTGRES))
+        .filter(|pod| {
+            pod.labels().get(build::LABEL_COMPONENT).is_some_and(|c| c == build::COMPONENT_POSTGRES)
+        })
         .collect();
     Ok(Observed {
         now: Timestamp::now(),
@@ -298,7 +300,10 @@ impl Look<'_> {
     async fn claims_of_data(&self) -> Result<Vec<String>, ObserveError> {
         let api: Api<PartialObjectMeta<PersistentVolumeClaim>> =
             Api::namespaced(self.ctx.client.clone(), self.namespace);
-        let list = api.list_metadata(&ListParams::default()).await.map_err(|e| ObserveError::ListClaims(e.into()))?;
+        let list = api
+            .list_metadata(&ListParams::default())
+            .await
+            .map_err(|e| ObserveError::ListClaims(e.into()))?;
         let mut found: Vec<String> = list
             .items
             .into_iter()
@@ -315,9 +320,11 @@ impl Look<'_> {
 
 /// Whether a claim's name is `data-CLUSTER-VERSION-ORDINAL`.
 fn is_data_claim(cluster: &str, claim: &str) -> bool {
-    let rest = claim.strip_prefix("data-").and_then(|c| c.strip_prefix(cluster)).and_then(|c| c.strip_prefix('-'));
-    rest.and_then(|r| r.split_once('-'))
-        .is_some_and(|(version, ordinal)| version.parse::<Version>().is_ok() && ordinal.parse::<u32>().is_ok())
+    let rest =
+        claim.strip_prefix("data-").and_then(|c| c.strip_prefix(cluster)).and_then(|c| c.strip_prefix('-'));
+    rest.and_then(|r| r.split_once('-')).is_some_and(|(version, ordinal)| {
+        version.parse::<Version>().is_ok() && ordinal.parse::<u32>().is_ok()
+    })
 }
 
 #[cfg(test)]
@@ -327,7 +334,9 @@ mod tests {
     #[test]
     fn data_is_recognised_by_name() {
         assert!(is_data_claim("orders", "data-orders-17-0"));
-        for other in ["data-orders-17-x", "data-orders-0", "data-orders-9-0", "data-orders-eu-17-0", "orders-17-0"] {
+        for other in
+            ["data-orders-17-x", "data-orders-0", "data-orders-9-0", "data-orders-eu-17-0", "orders-17-0"]
+        {
             assert!(!is_data_claim("orders", other), "{other}");
         }
     }

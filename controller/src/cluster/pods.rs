@@ -47,7 +47,8 @@ pub fn problem(pod: &Pod) -> Option<PodProblem> {
         });
     }
     let status = pod.status.as_ref()?;
-    let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    let all =
+        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     all.into_iter().find_map(|container| container_problem(&pod.name_any(), container))
 }
 
@@ -59,7 +60,11 @@ fn container_problem(pod_name: &str, container: &ContainerStatus) -> Option<PodP
     let name = &container.name;
     let of_user = name == pod::CONTAINER_POSTGRES;
     let (condition, message) = match reason.as_str() {
-        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError"
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "ImageInspectError"
         | "RegistryUnavailable" => {
             let remedy = if of_user {
                 "correct spec.image or spec.version, or add spec.imagePullSecrets"

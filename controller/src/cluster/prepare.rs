@@ -282,7 +282,9 @@ where
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             let found = api.get(&name).await.map_err(failed)?;
             let labels = found.meta().labels.as_ref();
-            let ours = labels.and_then(|l| l.get(names::LABEL_CLUSTER)).is_some_and(|c| c == cluster.names.cluster());
+            let ours = labels
+                .and_then(|l| l.get(names::LABEL_CLUSTER))
+                .is_some_and(|c| c == cluster.names.cluster());
             // It was not there a moment ago: if it is not ours, the next picture shows the conflict.
             if ours { Ok(found) } else { Err(PrepareError::Changed { kind, name }) }
         }

@@ -33,7 +33,8 @@ pub fn replace(
 ) -> Vec<Replace> {
     let Some(revision) = set.and_then(revision) else { return Vec::new() };
     let stale = |pod: &&Arc<Pod>| {
-        pod.metadata.deletion_timestamp.is_none() && pod.labels().get(LABEL_REVISION).is_some_and(|r| *r != revision)
+        pod.metadata.deletion_timestamp.is_none()
+            && pod.labels().get(LABEL_REVISION).is_some_and(|r| *r != revision)
     };
     let stuck = |pod: &Arc<Pod>| {
         let why = stuck(pod, reports.get(&pod.name_any()).map(AsRef::as_ref))?;
@@ -57,7 +58,11 @@ fn stuck(pod: &Pod, report: Option<&InstanceStatus>) -> Option<String> {
     if let Some(report) = report {
         let before = ["Init", "Initdb", "Clone", "Blocked"].contains(&report.state.as_str());
         let idle = report.role() == Role::None && report.postgres_uptime_seconds == 0.0;
-        let why = report.problems.first().map(|p| p.message.clone()).or_else(|| pods::problem(pod).map(|p| p.message));
+        let why = report
+            .problems
+            .first()
+            .map(|p| p.message.clone())
+            .or_else(|| pods::problem(pod).map(|p| p.message));
         return why.filter(|_| before && idle);
     }
     let runs = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref()).is_some_and(|all| {
@@ -112,16 +117,38 @@ mod tests {
         let waiting = || json!({"waiting": {"reason": "ImagePullBackOff", "message": "not found"}});
         let running = || json!({"running": {}});
         let none = BTreeMap::new();
-        let n = |observed, pods: Vec<Arc<Pod>>, reports: &BTreeMap<_, _>| replace(Some(&set(observed)), &pods, reports).len();
+        let n = |observed, pods: Vec<Arc<Pod>>, reports: &BTreeMap<_, _>| {
+            replace(Some(&set(observed)), &pods, reports).len()
+        };
 
         assert_eq!(n(2, pod("old", false, waiting()), &none), 1, "image can't be pulled");
-        assert_eq!(n(2, pod("new", false, waiting()), &none), 0, "its template is the newest: another would fare no better");
+        assert_eq!(
+            n(2, pod("new", false, waiting()), &none),
+            0,
+            "its template is the newest: another would fare no better"
+        );
         assert_eq!(n(1, pod("old", false, waiting()), &none), 0, "the newest template is not known yet");
         assert_eq!(n(2, pod("old", true, running()), &none), 0, "it serves");
-        assert_eq!(n(2, pod("old", false, running()), &none), 0, "it may be starting, and its agent does not answer");
-        assert_eq!(n(2, pod("old", false, running()), &report("Initdb", Role::None, 0.0)), 1, "an image without Postgres");
-        assert_eq!(n(2, pod("old", false, running()), &report("Standby", Role::Replica, 9.0)), 0, "it has data and runs");
-        assert_eq!(n(2, pod("old", false, running()), &report("Primary", Role::None, 0.0)), 0, "it recovers from a crash");
+        assert_eq!(
+            n(2, pod("old", false, running()), &none),
+            0,
+            "it may be starting, and its agent does not answer"
+        );
+        assert_eq!(
+            n(2, pod("old", false, running()), &report("Initdb", Role::None, 0.0)),
+            1,
+            "an image without Postgres"
+        );
+        assert_eq!(
+            n(2, pod("old", false, running()), &report("Standby", Role::Replica, 9.0)),
+            0,
+            "it has data and runs"
+        );
+        assert_eq!(
+            n(2, pod("old", false, running()), &report("Primary", Role::None, 0.0)),
+            0,
+            "it recovers from a crash"
+        );
         assert_eq!(replace(None, &pod("old", false, waiting()), &none), []);
     }
 }

@@ -65,7 +65,10 @@ pub fn members(
 ) -> Vec<Member> {
     let mut sorted: Vec<&Arc<Pod>> = pods.iter().collect();
     sorted.sort_by_key(|p| (ordinal(&p.name_any()), p.name_any()));
-    sorted.into_iter().map(|pod| member(pod, reports.get(&pod.name_any()).map(AsRef::as_ref), record)).collect()
+    sorted
+        .into_iter()
+        .map(|pod| member(pod, reports.get(&pod.name_any()).map(AsRef::as_ref), record))
+        .collect()
 }
 
 fn member(pod: &Pod, report: Option<&InstanceStatus>, record: Option<&PostgreSQLRecord>) -> Member {
@@ -200,12 +203,15 @@ pub fn changed(old: Option<&PostgreSQLStatus>, new: &PostgreSQLStatus) -> bool {
 ///
 /// # Errors
 /// When the write fails.
-pub async fn write(ctx: &Context, cluster: &PostgreSQL, status: &PostgreSQLStatus) -> Result<bool, StatusError> {
+pub async fn write(
+    ctx: &Context,
+    cluster: &PostgreSQL,
+    status: &PostgreSQLStatus,
+) -> Result<bool, StatusError> {
     if !changed(cluster.status.as_ref(), status) {
         return Ok(false);
     }
-    let api: Api<PostgreSQL> =
-        Api::namespaced(ctx.client.clone(), &cluster.namespace().unwrap_or_default());
+    let api: Api<PostgreSQL> = Api::namespaced(ctx.client.clone(), &cluster.namespace().unwrap_or_default());
     let patch = json!({
         "apiVersion": <PostgreSQL as kube::Resource>::api_version(&()),
         "kind": <PostgreSQL as kube::Resource>::kind(&()),

@@ -243,7 +243,8 @@ fn check_parameters(parameters: &BTreeMap<String, String>) -> Result<(), Validat
         if value.contains('\0') {
             return Err(ValidateError::ParameterValue(name.clone()));
         }
-        if lower == "ssl_min_protocol_version" && !["tlsv1.2", "tlsv1.3"].contains(&value.to_ascii_lowercase().as_str())
+        if lower == "ssl_min_protocol_version"
+            && !["tlsv1.2", "tlsv1.3"].contains(&value.to_ascii_lowercase().as_str())
         {
             let reason = "connections use TLS 1.2 or newer: TLSv1.2 or TLSv1.3";
             return Err(ValidateError::OwnedParameter { name: name.clone(), reason });
@@ -265,7 +266,9 @@ fn check_hba(lines: &[String]) -> Result<(), ValidateError> {
             continue;
         }
         if !["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"].contains(&kind.as_str()) {
-            return bad("the line must begin with local, host, hostssl, hostnossl, hostgssenc or hostnogssenc");
+            return bad(
+                "the line must begin with local, host, hostssl, hostnossl, hostgssenc or hostnogssenc",
+            );
         }
         if words.iter().skip(3).any(|w| ["trust", "md5", "password"].contains(&w.as_str())) {
             return bad("the methods trust, md5 and password are refused; use scram-sha-256 or cert");

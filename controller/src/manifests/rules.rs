@@ -55,7 +55,11 @@ const RULES: &[Row] = &[
     ("", &["events"], &["create"]),
     ("events.k8s.io", &["events"], &["create", "patch"]),
     // `update` is granted to the agents.
-    ("discovery.k8s.io", &["endpointslices"], &["get", "list", "watch", "create", "update", "patch", "delete"]),
+    (
+        "discovery.k8s.io",
+        &["endpointslices"],
+        &["get", "list", "watch", "create", "update", "patch", "delete"],
+    ),
     ("policy", &["poddisruptionbudgets"], OWN),
     ("networking.k8s.io", &["networkpolicies"], OWN),
     ("batch", &["cronjobs"], OWN),

@@ -9,7 +9,10 @@ fn deploy_is_current() {
     }
     for (name, text) in render().unwrap() {
         let found = std::fs::read_to_string(deploy.join(name)).unwrap_or_default();
-        assert!(found == text, "deploy/{name} is not current: run UPDATE=1 cargo test -p pgwarden-controller deploy_is_current");
+        assert!(
+            found == text,
+            "deploy/{name} is not current: run UPDATE=1 cargo test -p pgwarden-controller deploy_is_current"
+        );
     }
 }
 

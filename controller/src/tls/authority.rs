@@ -66,8 +66,8 @@ impl Authority {
         let text = |key: &str| data.get(key).and_then(|b| String::from_utf8(b.0.clone()).ok());
         let pair = |certificate: &str, key: &str| {
             let pair = Pair { certificate: text(certificate)?, key: text(key)? };
-            let usable =
-                facts(&pair.certificate).is_some_and(|f| f.is_ca) && rcgen::KeyPair::from_pem(&pair.key).is_ok();
+            let usable = facts(&pair.certificate).is_some_and(|f| f.is_ca)
+                && rcgen::KeyPair::from_pem(&pair.key).is_ok();
             usable.then_some(pair)
         };
         let signing = pair("tls.crt", "tls.key")?;
@@ -85,7 +85,8 @@ impl Authority {
     #[must_use]
     pub fn write(&self) -> BTreeMap<String, ByteString> {
         let mut data = BTreeMap::new();
-        let mut put = |key: &str, text: &str| data.insert(key.to_owned(), ByteString(text.as_bytes().to_vec()));
+        let mut put =
+            |key: &str, text: &str| data.insert(key.to_owned(), ByteString(text.as_bytes().to_vec()));
         put("tls.crt", &self.signing.certificate);
         put("tls.key", &self.signing.key);
         put("ca.crt", &self.bundle());
@@ -141,7 +142,9 @@ impl Authority {
         let mut after = self.clone();
         match step {
             Step::Keep => return Ok(after),
-            Step::Prepare => after.next = Some(issue::authority(namespace, cluster, now, lifetimes.authority)?),
+            Step::Prepare => {
+                after.next = Some(issue::authority(namespace, cluster, now, lifetimes.authority)?)
+            }
             Step::Switch => {
                 if let Some(next) = after.next.take() {
                     after.old.push(std::mem::replace(&mut after.signing, next).certificate);
@@ -156,10 +159,12 @@ impl Authority {
     /// When the next step is due at the latest.
     #[must_use]
     pub fn next_change(&self, lifetimes: &Lifetimes) -> Timestamp {
-        let renewal = facts(&self.signing.certificate)
-            .map_or(Timestamp::MAX, |f| renewal(&f, lifetimes.renew_percent));
+        let renewal =
+            facts(&self.signing.certificate).map_or(Timestamp::MAX, |f| renewal(&f, lifetimes.renew_percent));
         if self.next.is_some() || !self.old.is_empty() {
-            return renewal.min(later(self.since, lifetimes.overlap / 10)).max(later(self.since, lifetimes.overlap / 10));
+            return renewal
+                .min(later(self.since, lifetimes.overlap / 10))
+                .max(later(self.since, lifetimes.overlap / 10));
         }
         renewal
     }

@@ -20,7 +20,12 @@ pub const REPLICATION_ROLE: &str = "pgwarden_replication";
 ///
 /// # Errors
 /// When the key or the certificate can't be made.
-pub fn authority(namespace: &str, cluster: &str, now: Timestamp, validity: Duration) -> Result<Pair, TlsError> {
+pub fn authority(
+    namespace: &str,
+    cluster: &str,
+    now: Timestamp,
+    validity: Duration,
+) -> Result<Pair, TlsError> {
     let failed = |source| TlsError::Make { what: format!("the authority of {namespace}/{cluster}"), source };
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = params(now, validity, Timestamp::MAX);

@@ -44,7 +44,8 @@ async fn handshake(server: &Certificates, client: &Certificates, name: &str) -> 
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let leaf = &server.leafs[&CertRole::Server];
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(&server.bundle), provider.clone()).build().unwrap();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(roots(&server.bundle), provider.clone()).build().unwrap();
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -73,7 +74,9 @@ async fn the_controller_reaches_its_agents_and_no_others() {
     let now = days(0);
     let ours = issue(&authority(now), &BTreeMap::new(), now);
     let theirs = issue(&authority(now), &BTreeMap::new(), now);
-    for name in [NAME, "orders", "orders-ro.shop.svc.cluster.local", "orders-17-0.orders-pods.shop.svc", "localhost"] {
+    for name in
+        [NAME, "orders", "orders-ro.shop.svc.cluster.local", "orders-17-0.orders-pods.shop.svc", "localhost"]
+    {
         assert_eq!(handshake(&ours, &ours, name).await, Ok(()), "{name}");
     }
     assert!(handshake(&ours, &ours, "orders-pods.other.svc").await.is_err());
@@ -137,8 +140,14 @@ fn no_leaf_outlives_its_authority() {
     short.authority = Duration::from_secs(30 * 86_400);
     let authority = Authority::new("shop", "orders", Vec::new(), days(0), &short).unwrap();
     let names = Names::new("orders");
-    let made =
-        certificates(Subject { namespace: "shop", names: &names }, &authority, &BTreeMap::new(), days(0), &short).unwrap();
+    let made = certificates(
+        Subject { namespace: "shop", names: &names },
+        &authority,
+        &BTreeMap::new(),
+        days(0),
+        &short,
+    )
+    .unwrap();
     let end = facts(&authority.signing.certificate).unwrap().not_after;
     assert_eq!(facts(&made.leafs[&CertRole::Server].certificate).unwrap().not_after, end);
 }
@@ -241,7 +250,8 @@ fn short_lives_for_tests_work() {
     let now = days(0);
     let a = Authority::new("shop", "orders", Vec::new(), now, &l).unwrap();
     let names = Names::new("orders");
-    let made = certificates(Subject { namespace: "shop", names: &names }, &a, &BTreeMap::new(), now, &l).unwrap();
+    let made =
+        certificates(Subject { namespace: "shop", names: &names }, &a, &BTreeMap::new(), now, &l).unwrap();
     let left = made.next_change.as_second() - now.as_second();
     assert!((10..30).contains(&left), "{left}");
 }

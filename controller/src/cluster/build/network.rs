@@ -75,7 +75,8 @@ pub(super) fn slices(cluster: &ValidatedCluster) -> Vec<EndpointSlice> {
         metadata.owner_references = None;
         let labels = metadata.labels.get_or_insert_default();
         labels.insert("kubernetes.io/service-name".to_owned(), name);
-        labels.insert("endpointslice.kubernetes.io/managed-by".to_owned(), names::SLICE_MANAGED_BY.to_owned());
+        labels
+            .insert("endpointslice.kubernetes.io/managed-by".to_owned(), names::SLICE_MANAGED_BY.to_owned());
         EndpointSlice {
             metadata,
             address_type: cluster.address_type.to_owned(),

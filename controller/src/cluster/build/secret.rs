@@ -136,18 +136,15 @@ pub(super) fn app_secret(
     }
     let mut annotations = BTreeMap::new();
     if !keys.is_empty() {
-        annotations
-            .insert(ANNOTATION_DERIVED.to_owned(), keys.keys().cloned().collect::<Vec<_>>().join(","));
+        annotations.insert(ANNOTATION_DERIVED.to_owned(), keys.keys().cloned().collect::<Vec<_>>().join(","));
     }
     let mut metadata = meta_kept(cluster, cluster.names.app_secret());
     if app.live.annotations().contains_key(ANNOTATION_GENERATED) {
         annotations.insert(ANNOTATION_GENERATED.to_owned(), "true".to_owned());
     } else {
         // The user's own: only the label by which it is watched.
-        metadata.labels = Some(BTreeMap::from([(
-            names::LABEL_CLUSTER.to_owned(),
-            cluster.names.cluster().to_owned(),
-        )]));
+        metadata.labels =
+            Some(BTreeMap::from([(names::LABEL_CLUSTER.to_owned(), cluster.names.cluster().to_owned())]));
     }
     metadata.annotations = (!annotations.is_empty()).then_some(annotations);
     let immutable = app.live.immutable == Some(true);

@@ -424,11 +424,7 @@ fn certificates(cluster: &ValidatedCluster) -> Volume {
             items: Some(
                 ["tls.crt", "tls.key", "ca.crt"]
                     .into_iter()
-                    .map(|key| KeyToPath {
-                        key: key.to_owned(),
-                        path: format!("{role}/{key}"),
-                        mode: None,
-                    })
+                    .map(|key| KeyToPath { key: key.to_owned(), path: format!("{role}/{key}"), mode: None })
                     .collect(),
             ),
             ..SecretProjection::default()

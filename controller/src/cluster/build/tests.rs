@@ -53,7 +53,10 @@ fn all(resources: &Resources<Prepared>) -> Vec<Value> {
 /// The `restricted` Pod Security profile, and a read-only root.
 fn check_restricted(template: &PodTemplateSpec) {
     let spec = template.spec.as_ref().unwrap();
-    assert_eq!((spec.host_network, spec.host_pid, spec.host_ipc, spec.share_process_namespace), (None, None, None, None));
+    assert_eq!(
+        (spec.host_network, spec.host_pid, spec.host_ipc, spec.share_process_namespace),
+        (None, None, None, None)
+    );
     let security = spec.security_context.as_ref().unwrap();
     assert_eq!(security.run_as_non_root, Some(true));
     assert_eq!(security.seccomp_profile.as_ref().unwrap().type_, "RuntimeDefault");
@@ -80,7 +83,8 @@ fn check_restricted(template: &PodTemplateSpec) {
 
 #[test]
 fn the_promised_objects_exist() {
-    let (_, _, r) = built("{version: \"17\", storage: 100Gi, backup: {schedule: \"0 2 * * *\", timeZone: Etc/UTC}}");
+    let (_, _, r) =
+        built("{version: \"17\", storage: 100Gi, backup: {schedule: \"0 2 * * *\", timeZone: Etc/UTC}}");
     let set = r.stateful_set.spec.as_ref().unwrap();
     assert_eq!(r.stateful_set.metadata.name.as_deref(), Some("orders-17"));
     assert_eq!((set.replicas, set.service_name.as_deref()), (Some(3), Some("orders-pods")));
@@ -111,14 +115,18 @@ fn the_token_and_the_keys_are_in_the_agent_alone() {
     let mounts = |name: &str| -> BTreeSet<String> {
         container(&r, name).volume_mounts.iter().flatten().map(|m| m.mount_path.clone()).collect()
     };
-    for path in ["/var/run/secrets/kubernetes.io/serviceaccount", pod::CERT_DIR, pod::APP_SECRET_DIR, pod::CONFIG_DIR] {
+    for path in
+        ["/var/run/secrets/kubernetes.io/serviceaccount", pod::CERT_DIR, pod::APP_SECRET_DIR, pod::CONFIG_DIR]
+    {
         assert!(mounts("agent").contains(path), "{path}");
         assert!(!mounts("postgres").contains(path) && !mounts("install").contains(path), "{path}");
     }
     for path in [pod::DATA_MOUNT, pod::CONTROL_DIR, pod::SOCKET_DIR, pod::TLS_DIR] {
         assert!(mounts("agent").contains(path) && mounts("postgres").contains(path), "{path}");
     }
-    assert!(["/etc/passwd", "/etc/group", "/dev/shm", "/tmp"].iter().all(|p| mounts("postgres").contains(*p)));
+    assert!(
+        ["/etc/passwd", "/etc/group", "/dev/shm", "/tmp"].iter().all(|p| mounts("postgres").contains(*p))
+    );
 }
 
 #[test]
@@ -167,7 +175,13 @@ fn an_agent_may_touch_one_record_two_slices_and_events() {
         .into_iter()
         .map(|rule| {
             let join = |list: Option<Vec<String>>| list.unwrap_or_default().join(",");
-            format!("{}/{} {} [{}]", join(rule.api_groups), join(rule.resources), rule.verbs.join(","), join(rule.resource_names))
+            format!(
+                "{}/{} {} [{}]",
+                join(rule.api_groups),
+                join(rule.resources),
+                rule.verbs.join(","),
+                join(rule.resource_names)
+            )
         })
         .collect();
     lines.sort();
@@ -247,7 +261,9 @@ fn keys_of_the_users_secret_stay_his() {
 
 #[test]
 fn settings_reach_the_config_map_with_their_hash() {
-    let (v, _, r) = built("{version: \"17\", storage: 10Gi, parameters: {work_mem: 7MB}, hba: [\"hostssl a b all cert\"]}");
+    let (v, _, r) = built(
+        "{version: \"17\", storage: 10Gi, parameters: {work_mem: 7MB}, hba: [\"hostssl a b all cert\"]}",
+    );
     let data = r.config_map.data.unwrap();
     assert!(data["postgresql.conf"].contains("work_mem = '7MB'"));
     assert_eq!(data["pg_hba.extra.conf"], "hostssl a b all cert\n");
@@ -262,7 +278,17 @@ fn specs() -> impl Strategy<Value = (String, Value)> {
     let name = "[a-z]([-a-z0-9]{0,38}[a-z0-9])?";
     let memory = prop::option::of(prop::sample::select(vec!["256Mi", "1Gi", "8Gi", "1.5Ti"]));
     let service = prop::sample::select(vec!["ClusterIP", "LoadBalancer", "NodePort"]);
-    (name, 11_u32..=18, 1_i32..=9, "[1-9][0-9]{0,3}(Gi|G|Ti)", memory, any::<bool>(), service, "[a-z_]{1,8}", ".{0,20}")
+    (
+        name,
+        11_u32..=18,
+        1_i32..=9,
+        "[1-9][0-9]{0,3}(Gi|G|Ti)",
+        memory,
+        any::<bool>(),
+        service,
+        "[a-z_]{1,8}",
+        ".{0,20}",
+    )
         .prop_map(|(name, version, replicas, storage, memory, backup, service, parameter, value)| {
             let mut spec = serde_json::json!({
                 "version": version.to_string(), "replicas": replicas, "storage": storage,

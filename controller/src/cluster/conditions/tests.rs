@@ -24,7 +24,11 @@ fn told(spec: &str, observed: &Observed, before: &str, failure: Option<Failed<'_
 }
 
 fn get<'a>(summary: &'a Summary, kind: &str) -> &'a Fact {
-    summary.facts.iter().find(|f| f.kind == kind).unwrap_or_else(|| panic!("no {kind} in {:?}", summary.facts))
+    summary
+        .facts
+        .iter()
+        .find(|f| f.kind == kind)
+        .unwrap_or_else(|| panic!("no {kind} in {:?}", summary.facts))
 }
 
 fn has(summary: &Summary, kind: &str) -> bool {
@@ -41,9 +45,11 @@ fn all_serve() {
     }
     // What is not done is said.
     assert!(!get(&s, DURABILITY).status);
-    let asynchronous = told("{version: \"17\", storage: 1Gi, durability: {mode: async}}", &running(), "", None);
+    let asynchronous =
+        told("{version: \"17\", storage: 1Gi, durability: {mode: async}}", &running(), "", None);
     assert!(!has(&asynchronous, DURABILITY));
-    let backed = told("{version: \"17\", storage: 1Gi, backup: {schedule: \"0 2 * * *\"}}", &running(), "", None);
+    let backed =
+        told("{version: \"17\", storage: 1Gi, backup: {schedule: \"0 2 * * *\"}}", &running(), "", None);
     assert!(!get(&backed, BACKUP_READY).status);
 }
 
@@ -55,6 +61,10 @@ fn a_replica_is_missing() {
     assert_eq!(s.phase, phase::DEGRADED);
     assert!(get(&s, "Ready").status && get(&s, "Degraded").status && get(&s, "Progressing").status);
     assert!(get(&s, "Degraded").message.contains("2 of 3"));
+    // While it is being made, replicas to come are no loss.
+    let s = told(SPEC, &o, "Creating", None);
+    assert_eq!(s.phase, phase::CREATING);
+    assert!(get(&s, "Ready").status && !get(&s, "Degraded").status && get(&s, "Progressing").status);
 }
 
 #[test]
@@ -86,8 +96,12 @@ fn instances_on_one_node() {
 fn agents_are_heard() {
     let mut o = running();
     let mut report = o.reports["orders-17-1"].as_ref().clone();
-    report.problems.push(pgwarden_proto::v1::Problem { reason: "DiskFull".into(), message: "0 bytes left".into() });
-    report.problems.push(pgwarden_proto::v1::Problem { reason: "1 bad; reason".into(), message: String::new() });
+    report
+        .problems
+        .push(pgwarden_proto::v1::Problem { reason: "DiskFull".into(), message: "0 bytes left".into() });
+    report
+        .problems
+        .push(pgwarden_proto::v1::Problem { reason: "1 bad; reason".into(), message: String::new() });
     report.pending_restart.push(pgwarden_proto::v1::PendingRestart {
         name: "shared_buffers".into(),
         current: "1".into(),

@@ -50,7 +50,9 @@ fn wal_never_asks_for_more_than_a_part_of_the_volume() {
         let slots = megabytes("max_slot_wal_keep_size");
         assert!(slots * 10 <= storage * 3, "{storage}: {slots}");
         assert!(slots + megabytes("max_wal_size") + megabytes("wal_keep_size") <= storage / 2, "{storage}");
-        assert!(megabytes("min_wal_size") >= 32 * MB && megabytes("min_wal_size") <= megabytes("max_wal_size"));
+        assert!(
+            megabytes("min_wal_size") >= 32 * MB && megabytes("min_wal_size") <= megabytes("max_wal_size")
+        );
     }
 }
 
@@ -101,7 +103,10 @@ fn the_users_value_replaces_ours_whatever_the_case() {
 #[test]
 fn libraries_of_both_fields_once_each() {
     let field = ["pg_stat_statements".to_owned(), "my-lib".to_owned()];
-    assert_eq!(libraries(&field, Some("auto_explain, pg_stat_statements")), "pg_stat_statements, \"my-lib\", auto_explain");
+    assert_eq!(
+        libraries(&field, Some("auto_explain, pg_stat_statements")),
+        "pg_stat_statements, \"my-lib\", auto_explain"
+    );
     assert_eq!(libraries(&[], None), "");
 }
 
@@ -115,7 +120,8 @@ fn values_can_hold_anything() {
 /// The newest PostgreSQL of this machine.
 fn postgres() -> (u32, PathBuf) {
     let found = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let versions = found.filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path().join("bin/postgres"))));
+    let versions =
+        found.filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path().join("bin/postgres"))));
     versions.max().expect("PostgreSQL must be installed: /usr/lib/postgresql/VERSION/bin")
 }
 
@@ -144,7 +150,9 @@ fn a_real_server_takes_it() {
     let directory = std::env::temp_dir().join(format!("pgwarden-settings-{}", std::process::id()));
     fs::create_dir_all(&directory).unwrap();
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
-    for (memory, cpu, storage) in [(None, None, GB), (Some(256 * MB), Some(100), GB), (Some(64 * GB), Some(32_000), 900 * GB)] {
+    for (memory, cpu, storage) in
+        [(None, None, GB), (Some(256 * MB), Some(100), GB), (Some(64 * GB), Some(32_000), 900 * GB)]
+    {
         let user = BTreeMap::from([
             ("search_path".to_owned(), "\"$user\", public, it's".to_owned()),
             ("log_line_prefix".to_owned(), "%m \\ 'q' ".to_owned()),

@@ -1,7 +1,12 @@
 use super::*;
 use crate::cluster::testing::{cluster, now, report, running};
 
-fn status(of: &PostgreSQL, observed: &crate::cluster::observe::Observed, facts: Vec<Fact>, at: Timestamp) -> PostgreSQLStatus {
+fn status(
+    of: &PostgreSQL,
+    observed: &crate::cluster::observe::Observed,
+    facts: Vec<Fact>,
+    at: Timestamp,
+) -> PostgreSQLStatus {
     compute(
         of,
         Parts {
@@ -32,7 +37,8 @@ fn it_says_what_was_observed() {
 fn two_that_call_themselves_primary_are_not_both_told() {
     let mut o = running();
     o.reports.insert("orders-17-1".into(), report(Role::Primary, true));
-    let roles: Vec<_> = members(&o.pods, &o.reports, o.record.as_deref()).into_iter().map(|m| m.role).collect();
+    let roles: Vec<_> =
+        members(&o.pods, &o.reports, o.record.as_deref()).into_iter().map(|m| m.role).collect();
     assert_eq!(roles, ["primary", "none", "replica"]);
 }
 

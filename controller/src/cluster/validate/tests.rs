@@ -24,11 +24,20 @@ fn what_is_wrong_is_named_with_its_remedy() {
         ("{version: \"17\", storage: 1Gi, parameters: {FSYNC: \"off\"}}", "acknowledged rows would be lost"),
         ("{version: \"17\", storage: 1Gi, parameters: {include_dir: /x}}", "the operator places the files"),
         ("{version: \"17\", storage: 1Gi, parameters: {\"a b\": x}}", "not the name of a parameter"),
-        ("{version: \"17\", storage: 1Gi, parameters: {ssl_min_protocol_version: TLSv1}}", "TLS 1.2 or newer"),
+        (
+            "{version: \"17\", storage: 1Gi, parameters: {ssl_min_protocol_version: TLSv1}}",
+            "TLS 1.2 or newer",
+        ),
         ("{version: \"17\", storage: 1Gi, hba: [\"host all all all trust\"]}", "spec.hba[0]"),
         ("{version: \"17\", storage: 1Gi, hba: [\"host all all all cert\", \"include x\"]}", "spec.hba[1]"),
-        ("{version: \"17\", storage: 1Gi, hba: [\"hostssl replication all all cert\"]}", "replication is the operator's"),
-        ("{version: \"17\", storage: 1Gi, resources: {limits: {memory: lots}}}", "spec.resources.limits.memory"),
+        (
+            "{version: \"17\", storage: 1Gi, hba: [\"hostssl replication all all cert\"]}",
+            "replication is the operator's",
+        ),
+        (
+            "{version: \"17\", storage: 1Gi, resources: {limits: {memory: lots}}}",
+            "spec.resources.limits.memory",
+        ),
     ];
     for (spec, want) in rows {
         let error = valid(&cluster(spec)).unwrap_err().to_string();
@@ -44,7 +53,8 @@ fn names_have_forty_characters_at_most() {
         valid(&c).map(|_| ())
     };
     assert_eq!(with(&"a".repeat(40)), Ok(()));
-    for bad in ["a".repeat(41), "1a".into(), "a-".into(), "A".into(), "a.b".into(), "ä".into(), String::new()] {
+    for bad in ["a".repeat(41), "1a".into(), "a-".into(), "A".into(), "a.b".into(), "ä".into(), String::new()]
+    {
         assert_eq!(with(&bad), Err(ValidateError::Name(bad.clone())));
     }
 }
@@ -58,6 +68,11 @@ fn the_annotation_pauses() {
 
 #[test]
 fn ordinary_hba_lines_pass() {
-    let lines = ["hostssl app app 10.0.0.0/8 scram-sha-256", "hostssl all trust,password all cert", "# a comment", ""];
+    let lines = [
+        "hostssl app app 10.0.0.0/8 scram-sha-256",
+        "hostssl all trust,password all cert",
+        "# a comment",
+        "",
+    ];
     assert_eq!(check_hba(&lines.map(str::to_owned)), Ok(()));
 }
