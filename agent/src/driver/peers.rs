@@ -142,7 +142,9 @@ impl Members {
         // One that has just registered may be new: its pod can be here before its number is.
         let known = |name: &str| self.0.values().any(|m| m.slot == name && m.heard.elapsed() < NEW);
         let surplus = |slot: &&Slot| {
-            !slot.active && slots::member(&slot.name).is_some_and(|m| m.ordinal >= replicas) && !known(&slot.name)
+            !slot.active
+                && slots::member(&slot.name).is_some_and(|m| m.ordinal >= replicas)
+                && !known(&slot.name)
         };
         let surplus: Vec<String> = reporter.slots().iter().filter(surplus).map(|s| s.name.clone()).collect();
         self.0.retain(|_, m| !surplus.contains(&m.slot));

@@ -12,7 +12,15 @@ use crate::{create::manifest, figure::Report, process::resident_mb};
 pub(crate) async fn measure(report: &mut Report, clusters: usize) -> Result {
     let ctx = Ctx::create("bench-controller").await?;
     ctx.kubectl(&["-n", "pgwarden-system", "rollout", "restart", "deployment/pgwarden-controller"]).await?;
-    ctx.kubectl(&["-n", "pgwarden-system", "rollout", "status", "deployment/pgwarden-controller", "--timeout=120s"]).await?;
+    ctx.kubectl(&[
+        "-n",
+        "pgwarden-system",
+        "rollout",
+        "status",
+        "deployment/pgwarden-controller",
+        "--timeout=120s",
+    ])
+    .await?;
     ctx.apply(&manifest("bench", 1, "")).await?;
     ctx.ready("bench", Duration::from_secs(180)).await?;
     tokio::time::sleep(Duration::from_secs(20)).await;
@@ -32,13 +40,19 @@ pub(crate) async fn measure(report: &mut Report, clusters: usize) -> Result {
     })
     .await?;
     tokio::time::sleep(Duration::from_secs(30)).await;
-    report.add(format!("controller resident, {clusters} clusters' objects"), "MB", "< 60", sample(&ctx).await?);
+    report.add(
+        format!("controller resident, {clusters} clusters' objects"),
+        "MB",
+        "< 60",
+        sample(&ctx).await?,
+    );
     ctx.remove().await
 }
 
 async fn sample(ctx: &Ctx) -> Result<Vec<f64>> {
     let api: Api<Pod> = Api::namespaced(ctx.client.clone(), "pgwarden-system");
-    let pods = api.list(&ListParams::default().labels("app.kubernetes.io/name=pgwarden-controller")).await?.items;
+    let pods =
+        api.list(&ListParams::default().labels("app.kubernetes.io/name=pgwarden-controller")).await?.items;
     let running = pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none());
     running.map(|p| resident_mb(p, "pgwarden-controller")).collect()
 }

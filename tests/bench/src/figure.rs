@@ -28,7 +28,11 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(bench: String) -> Self {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        Self { bench, conditions: format!("{cores} cores shared by all nodes of the test cluster"), figures: Vec::new() }
+        Self {
+            bench,
+            conditions: format!("{cores} cores shared by all nodes of the test cluster"),
+            figures: Vec::new(),
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -36,12 +40,26 @@ impl Report {
     }
 
     /// Adds a figure; nothing is added without samples.
-    pub(crate) fn add(&mut self, name: impl Into<String>, unit: &'static str, mark: impl Into<String>, samples: Vec<f64>) {
+    pub(crate) fn add(
+        &mut self,
+        name: impl Into<String>,
+        unit: &'static str,
+        mark: impl Into<String>,
+        samples: Vec<f64>,
+    ) {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
         let (Some(&minimum), Some(&maximum)) = (sorted.first(), sorted.last()) else { return };
         let median = median(&sorted);
-        self.figures.push(Figure { name: name.into(), unit, mark: mark.into(), minimum, median, maximum, samples });
+        self.figures.push(Figure {
+            name: name.into(),
+            unit,
+            mark: mark.into(),
+            minimum,
+            median,
+            maximum,
+            samples,
+        });
     }
 
     /// Prints the table and writes `target/bench/NAME.json`.
@@ -50,7 +68,10 @@ impl Report {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join(format!("{}.json", self.bench)), serde_json::to_string_pretty(self)?)?;
         let mut out = format!("\n{} ({})\n", self.bench, self.conditions);
-        out += &format!("  {:<58} {:>10} {:>10} {:>10} {:>4}  {}\n", "figure", "min", "median", "max", "n", "mark");
+        out += &format!(
+            "  {:<58} {:>10} {:>10} {:>10} {:>4}  {}\n",
+            "figure", "min", "median", "max", "n", "mark"
+        );
         for f in &self.figures {
             let name = format!("{} [{}]", f.name, f.unit);
             out += &format!(

@@ -44,11 +44,13 @@ enum Bench {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result {
     let args = Args::parse();
-    let all = [Bench::Images, Bench::Create, Bench::Requests, Bench::Memory, Bench::Pgbench, Bench::Controller];
+    let all =
+        [Bench::Images, Bench::Create, Bench::Requests, Bench::Memory, Bench::Pgbench, Bench::Controller];
     let names = if args.names.is_empty() { all.to_vec() } else { args.names.clone() };
     let mut failed = Vec::new();
     for bench in names {
-        let mut report = Report::new(bench.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default());
+        let mut report =
+            Report::new(bench.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default());
         let outcome = match bench {
             Bench::Images => images::measure(&mut report),
             Bench::Create => create::measure(&mut report, args.creations).await,

@@ -52,7 +52,10 @@ pub(crate) async fn measure(report: &mut Report, pairs: usize, seconds: u32) -> 
 }
 
 async fn psql(ctx: &Ctx, pod: &str, statement: &str) -> Result<String> {
-    ctx.kubectl(&["exec", pod, "-c", "postgres", "--", "psql", "-X", "-qAt", "-d", "postgres", "-c", statement]).await
+    ctx.kubectl(&[
+        "exec", pod, "-c", "postgres", "--", "psql", "-X", "-qAt", "-d", "postgres", "-c", statement,
+    ])
+    .await
 }
 
 async fn pgbench(ctx: &Ctx, pod: &str, args: &[&str]) -> Result<String> {
@@ -63,7 +66,9 @@ async fn pgbench(ctx: &Ctx, pod: &str, args: &[&str]) -> Result<String> {
 }
 
 fn tps(output: &str) -> Result<f64> {
-    let Some(line) = output.lines().find_map(|l| l.strip_prefix("tps = ")) else { bail!("no tps in:\n{output}") };
+    let Some(line) = output.lines().find_map(|l| l.strip_prefix("tps = ")) else {
+        bail!("no tps in:\n{output}")
+    };
     Ok(line.split_whitespace().next().unwrap_or_default().parse()?)
 }
 

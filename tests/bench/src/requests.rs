@@ -25,7 +25,12 @@ pub(crate) async fn measure(report: &mut Report) -> Result {
     }
     let baseline = crate::figure::median(&sorted(&without));
     report.add("API requests of the test cluster with the operator idle", "1/s", "", without);
-    report.add("API requests added by one idle cluster", "1/s", "< 3", with.iter().map(|w| w - baseline).collect());
+    report.add(
+        "API requests added by one idle cluster",
+        "1/s",
+        "< 3",
+        with.iter().map(|w| w - baseline).collect(),
+    );
     ctx.remove().await
 }
 
