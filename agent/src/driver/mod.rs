@@ -99,6 +99,8 @@ enum Fed {
     Dead(u64),
     /// The application's Secret is in the database, or not.
     AppSecret(Result<String, String>),
+    /// What keeps a standby from streaming, if its log tells.
+    CannotFollow(Option<v1::Problem>),
 }
 
 type Feed = mpsc::UnboundedSender<Fed>;
@@ -392,6 +394,10 @@ impl Driver {
                 self.reporter.found(problems);
                 self.publish();
             }
+            Fed::CannotFollow(problem) => {
+                self.reporter.cannot_follow(problem);
+                self.publish();
+            }
             Fed::DeathPipe(start_id) => drop(self.pipes.insert(start_id, false)),
             Fed::Dead(start_id) => {
                 if let Some(ended) = self.pipes.get_mut(&start_id) {
@@ -490,6 +496,15 @@ impl Driver {
         self.settings.look(&self.config, self.link.as_ref().map(|l| &l.supervisor), &self.feed);
         self.reporter.ask(&self.view);
         self.members.expire();
+        if self.reporter.look_why(&self.view)
+            && let Some(link) = &self.link
+        {
+            tokio::spawn(status::why_not_following(
+                self.config.clone(),
+                link.supervisor.clone(),
+                self.feed.clone(),
+            ));
+        }
         self.secret_looked += 1;
         if self.view.serving && self.secret_looked >= SECRET_LOOK {
             self.secret_looked = 0;

@@ -17,6 +17,7 @@ use crate::{
         snapshot::{Poller, Snapshot as Look},
     },
     record::convert::uuid_text,
+    supervisor::Supervisor,
     tls,
 };
 
@@ -24,6 +25,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(3);
 /// A look this old says nothing any more.
 const STALE: Duration = Duration::from_secs(5);
+/// A standby that has not streamed for so many seconds is asked why, and again after as many.
+const WHY: u32 = 5;
 /// How often the volume is measured.
 const DISK: Duration = Duration::from_secs(10);
 
@@ -43,6 +46,9 @@ pub(super) struct Reporter {
     disk: Option<Disk>,
     asks: mpsc::Sender<Ask>,
     problems: Vec<Problem>,
+    /// Seconds that a standby has not streamed.
+    idle: u32,
+    cannot_follow: Option<Problem>,
     pub(super) app_secret: String,
     pub(super) secret_problem: Option<Problem>,
 }
@@ -63,6 +69,8 @@ impl Reporter {
             disk: None,
             asks,
             problems: Vec::new(),
+            idle: 0,
+            cannot_follow: None,
             app_secret: String::new(),
             secret_problem: None,
         }
@@ -88,6 +96,25 @@ impl Reporter {
     /// What Postgres objected to at its last start or reload.
     pub(super) fn found(&mut self, problems: Vec<Problem>) {
         self.problems = problems;
+    }
+
+    /// What keeps this standby from streaming.
+    pub(super) fn cannot_follow(&mut self, problem: Option<Problem>) {
+        if let Some(problem) = problem.as_ref().filter(|_| self.cannot_follow.is_none()) {
+            tracing::warn!(reason = problem.reason, message = problem.message, "this standby can't follow");
+        }
+        self.cannot_follow = problem;
+    }
+
+    /// Once a second: whether it is time to look why a standby does not stream.
+    pub(super) fn look_why(&mut self, view: &View) -> bool {
+        if view.following.is_none() || self.look().is_some_and(Look::streaming) {
+            self.idle = 0;
+            self.cannot_follow = None;
+            return false;
+        }
+        self.idle = self.idle.saturating_add(1);
+        self.idle.is_multiple_of(WHY)
     }
 
     fn look(&self) -> Option<&Look> {
@@ -192,12 +219,34 @@ impl Reporter {
             });
         }
         problems.extend(self.problems.iter().chain(settings.problems()).chain(&self.secret_problem).cloned());
+        problems.extend(self.cannot_follow.clone());
         problems.extend(tls.problems());
         problems.extend(look.map(|l| l.slow.problems.clone()).unwrap_or_default());
         let mut seen = std::collections::BTreeSet::new();
         problems.retain(|p| seen.insert((p.reason.clone(), p.message.clone())));
         problems
     }
+}
+
+/// Reads the end of Postgres' log for what the primary answers.
+pub(super) async fn why_not_following(config: Config, supervisor: Supervisor, feed: Feed) {
+    let tail = supervisor.log_tail(false).await.unwrap_or_default();
+    let _ = feed.send(Fed::CannotFollow(wal_removed(&config, &tail)));
+}
+
+/// The primary has removed WAL that this standby has not received: it would never catch up.
+fn wal_removed(config: &Config, log: &str) -> Option<Problem> {
+    let last: Vec<&str> = log.lines().rev().take(10).collect();
+    let line =
+        last.iter().find(|l| l.contains("requested WAL segment") && l.contains("already been removed"))?;
+    let said = line.split_once("ERROR:").map_or(*line, |(_, said)| said).trim();
+    let pod = &config.pod;
+    Some(Problem {
+        reason: "CannotFollow".to_owned(),
+        message: format!(
+            "the WAL that this replica needs is no longer on the primary ({said}): delete the volume claim data-{pod} and the pod {pod}, and it is copied anew"
+        ),
+    })
 }
 
 /// Looks when asked, one look at a time.

@@ -162,7 +162,15 @@ async fn scale_subresource_adds_and_removes_replicas() -> Result {
             ctx.admin(&primary, "CHECKPOINT").await?;
         }
         ctx.kubectl(&["scale", "pg", "s", "--replicas=2"]).await?;
+        // Told with the remedy, which is then followed. The pod that comes back may be any of the removed ones.
+        let message = ctx.reported("s", "CannotFollow", SOON).await?;
+        ensure!(message.contains("delete the volume claim data-s-17-"), "{message}");
+        let replica = ctx.pods("s").await?.into_iter().map(|p| p.metadata.name.unwrap_or_default());
+        let replica = replica.into_iter().find(|p| *p != primary).context("a replica")?;
+        ctx.kubectl(&["delete", "pvc", &format!("data-{replica}"), "--wait=false"]).await?;
+        ctx.kubectl(&["delete", "pod", &replica, "--wait=false"]).await?;
         ctx.ready("s", SOON).await?;
+        ctx.mended("s", "CannotFollow", MOMENT).await?;
         super::create::row_reaches_a_replica(&ctx, "s", "again").await
     })
     .await
