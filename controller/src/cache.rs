@@ -29,6 +29,7 @@ use kube::{
 };
 use pgwarden_api::{PostgreSQL, PostgreSQLRecord, names};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tracing::warn;
 
 /// A cluster as it is watched: one that can't be decoded must not stop the watch of the others.
@@ -124,8 +125,8 @@ macro_rules! caches {
                 (Self { clusters, $($field,)+ }, futures::stream::select_all(streams).boxed())
             }
 
-            /// Waits until every kind has been listed once: a decision on half a picture could be wrong.
-            pub async fn ready(&self) {
+            /// Waits until every kind has been listed once. For one caller: a store wakes only the last of those who wait for it.
+            async fn listed(self) {
                 $(
                     // An error means that the watch has ended, which happens only when the process does.
                     let _ = self.$field.wait_until_ready().await;
@@ -133,6 +134,33 @@ macro_rules! caches {
             }
         }
     };
+}
+
+/// Opens when every kind has been listed once: a decision on half a picture could be wrong. Any number may wait.
+#[derive(Clone)]
+pub struct Gate(watch::Receiver<bool>);
+
+impl Gate {
+    /// Waits for the stores, in a task of its own.
+    #[must_use]
+    pub fn of(caches: Caches) -> Self {
+        Self::after(caches.listed())
+    }
+
+    fn after(condition: impl Future<Output = ()> + Send + 'static) -> Self {
+        let (open, gate) = watch::channel(false);
+        tokio::spawn(async move {
+            condition.await;
+            open.send_replace(true);
+        });
+        Self(gate)
+    }
+
+    /// Returns when it is open.
+    pub async fn pass(&self) {
+        // An error means that the task was dropped, with the runtime.
+        let _ = self.0.clone().wait_for(|open| *open).await;
+    }
 }
 
 caches! {
@@ -336,6 +364,27 @@ mod tests {
         assert_eq!(record.significance(), before);
         record.spec.epoch += 1;
         assert_ne!(record.significance(), before);
+    }
+
+    /// All the clusters that wait for the stores at the start of the process are let in, not only the last.
+    #[tokio::test]
+    async fn many_pass_the_gate() {
+        let (store, mut writer) = reflector::store::<Service>();
+        let gate = Gate::after(async move {
+            let _ = store.wait_until_ready().await;
+        });
+        let waiting: Vec<_> = (0..20)
+            .map(|_| {
+                let gate = gate.clone();
+                tokio::spawn(async move { gate.pass().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert!(waiting.iter().all(|task| !task.is_finished()));
+        writer.apply_watcher_event(&Event::Init);
+        writer.apply_watcher_event(&Event::InitDone);
+        let all = futures::future::try_join_all(waiting);
+        tokio::time::timeout(std::time::Duration::from_secs(10), all).await.unwrap().unwrap();
     }
 
     #[test]

@@ -12,7 +12,7 @@ use pgwarden_api::{PostgreSQL, cluster::Version};
 use crate::{
     agents::Agents,
     args::{PullPolicy, RunArgs},
-    cache::{Caches, ClusterRef},
+    cache::{Caches, ClusterRef, Gate},
     metrics::Metrics,
 };
 
@@ -78,6 +78,8 @@ pub struct Context {
     pub client: Client,
     /// What is watched.
     pub caches: Caches,
+    /// Opens when the caches are filled.
+    pub gate: Gate,
     /// The agents of all clusters.
     pub agents: Agents,
     /// Flags.

@@ -24,7 +24,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     agents::Agents,
     args::{LogFormat, RunArgs},
-    cache::{Caches, ClusterEvent, Scope, clusters},
+    cache::{Caches, ClusterEvent, Gate, Scope, clusters},
     cluster::reconcile,
     context::{Context, Settings},
     http,
@@ -51,7 +51,7 @@ fn log(format: LogFormat) {
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).init(),
         LogFormat::Text => builder.init(),
     }
 }
@@ -127,6 +127,7 @@ async fn control(client: Client, args: &RunArgs, metrics: Metrics) {
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,
+        gate: Gate::of(caches.clone()),
         caches,
         agents,
         settings: Settings::new(args),

@@ -111,7 +111,7 @@ impl Error {
 /// # Errors
 /// See [`Error`].
 pub async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
-    ctx.caches.ready().await;
+    ctx.gate.pass().await;
     if let Some(rest) = report::waits(&guarded, &ctx) {
         return Ok(Action::requeue(rest));
     }
