@@ -22,6 +22,11 @@ pub fn kubeconfig() -> PathBuf {
     repo().join(directory).join("kubeconfig")
 }
 
+/// Where the built programs are: PGWARDEN_BIN, or what `images/build` has made.
+pub fn binaries() -> PathBuf {
+    std::env::var_os("PGWARDEN_BIN").map_or_else(|| repo().join("target/images/bin"), PathBuf::from)
+}
+
 /// Runs `tests/cluster/ctl ARGS…` and gives its output; an exit status other than 0 is an error with what it said.
 pub async fn ctl(args: &[&str]) -> crate::Result<String> {
     let out = ctl_output(args).await?;

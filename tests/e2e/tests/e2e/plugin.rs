@@ -11,7 +11,7 @@ use crate::MOMENT;
 
 /// `kubectl pg ARGS…` with the plugin on the PATH.
 async fn plugin(ctx: &Ctx, args: &[&str]) -> Result<Output> {
-    let bin = ctl::repo().join("target/images/bin");
+    let bin = ctl::binaries();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new("kubectl");
     // kubectl gives a plugin its environment, not its own flags.

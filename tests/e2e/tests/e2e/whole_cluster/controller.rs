@@ -14,6 +14,8 @@ use crate::{SOON, create::row_reaches_a_replica};
 
 const CREATIONS: u32 = 10;
 const KILLS: u32 = 10;
+/// Where the controller answers with its metrics.
+const HTTP: &str = "127.0.0.1:18080";
 /// Longest life of a controller that is killed: it gets somewhere, but not to the end of a creation.
 const LIFE: Duration = Duration::from_millis(1200);
 
@@ -33,20 +35,13 @@ impl Random {
 fn controller(ctx: &Ctx, kubeconfig: &std::path::Path) -> Result<Child> {
     let log =
         std::fs::OpenOptions::new().create(true).append(true).open(ctx.dir.join("controller-outside.log"))?;
-    let binary = ctl::repo().join("target/images/bin/pgwarden-controller");
+    let binary = ctl::binaries().join("pgwarden-controller");
     let child = Command::new(ctl::repo().join("tests/cluster/ctl"))
         .args(["in", "client"])
         .arg(binary)
-        .args([
-            "run",
-            "--leader-election",
-            "false",
-            "--http-address",
-            "127.0.0.1:18080",
-            "--namespace",
-            &ctx.ns,
-        ])
+        .args(["run", "--leader-election", "false", "--http-address", HTTP, "--namespace", &ctx.ns])
         .env("KUBECONFIG", kubeconfig)
+        .env("RUST_LOG", "info,pgwarden_controller=debug,kube_runtime=debug")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -87,7 +82,15 @@ async fn killed(ctx: &Ctx, kubeconfig: &std::path::Path) -> Result {
             child.kill().await?;
         }
         let mut child = controller(ctx, kubeconfig)?;
-        ctx.ready(&name, SOON).await.with_context(|| format!("{name} after {KILLS} kills, seed {seed}"))?;
+        if let Err(e) = ctx.ready(&name, SOON).await {
+            let url = format!("http://{HTTP}/metrics");
+            let said = ctl::ctl_output(&["in", "client", "curl", "-sS", "--max-time", "10", &url]).await?;
+            std::fs::write(
+                ctx.dir.join("controller-outside-metrics.txt"),
+                [said.stdout, said.stderr].concat(),
+            )?;
+            return Err(e.context(format!("{name} after {KILLS} kills, seed {seed}")));
+        }
         let login = ctx.login(&name).await?;
         ensure!(login.sql(None, "SELECT 1").await? == "1", "{name} serves");
         child.kill().await?;
