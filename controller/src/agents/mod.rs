@@ -52,8 +52,16 @@ impl Drop for Pod {
     }
 }
 
-/// The last report of one agent; none while it does not answer.
-type Report = Arc<Mutex<Option<Arc<InstanceStatus>>>>;
+/// What is known of one agent.
+#[derive(Debug, Default)]
+struct Heard {
+    /// It has answered, or failed to, once.
+    asked: bool,
+    /// Its last report; none while it does not answer.
+    last: Option<Arc<InstanceStatus>>,
+}
+
+type Report = Arc<Mutex<Heard>>;
 
 /// A pod to be in touch with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,8 +156,18 @@ impl Agents {
         let Some(found) = clusters.get(&(namespace.to_owned(), cluster.to_owned())) else {
             return BTreeMap::new();
         };
-        let of = |pod: &Pod| pod.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let of = |pod: &Pod| pod.report.lock().unwrap_or_else(PoisonError::into_inner).last.clone();
         found.pods.iter().filter_map(|(name, pod)| Some((name.clone(), of(pod)?))).collect()
+    }
+
+    /// Whether an agent has been asked and has neither answered nor failed to: nothing should be said of it yet. Its answer, or its
+    /// failure, wakes the cluster.
+    #[must_use]
+    pub fn undecided(&self, namespace: &str, cluster: &str) -> bool {
+        let asked = |pod: &Pod| pod.report.lock().unwrap_or_else(PoisonError::into_inner).asked;
+        self.lock()
+            .get(&(namespace.to_owned(), cluster.to_owned()))
+            .is_some_and(|cluster| !cluster.pods.values().all(asked))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Cluster>> {

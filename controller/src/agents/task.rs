@@ -21,6 +21,8 @@ use crate::{cache::ClusterRef, cluster::Files, metrics::Metrics};
 const INTERVAL: Duration = Duration::from_secs(10);
 /// An agent that has said nothing for so long is taken for gone.
 const SILENCE: Duration = Duration::from_secs(25);
+/// Its first report comes at once.
+const FIRST: Duration = Duration::from_secs(5);
 /// Pauses between attempts: agents of new pods answer within a second, dead ones need not be asked often.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(10);
@@ -74,7 +76,10 @@ impl Task {
                         debug!(pod = %self.target.pod, %reason, "the agent gave no status");
                     }
                 }
-                Err(error) => debug!(pod = %self.target.pod, %address, %error, "the agent does not answer"),
+                Err(error) => {
+                    self.store(None);
+                    debug!(pod = %self.target.pod, %address, %error, "the agent does not answer");
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_LAST),
@@ -92,20 +97,22 @@ impl Task {
         let mut client = AgentClient::new(channel).max_decoding_message_size(MESSAGE);
         let interval = u32::try_from(INTERVAL.as_millis()).unwrap_or(0);
         let request = WatchStatusRequest { max_interval_ms: interval };
-        let mut stream = match tokio::time::timeout(SILENCE, client.watch_status(request)).await {
+        let mut stream = match tokio::time::timeout(FIRST, client.watch_status(request)).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return status.to_string(),
             Err(_) => return "no answer in time".to_owned(),
         };
+        let mut patience = FIRST;
         loop {
             tokio::select! {
-                message = tokio::time::timeout(SILENCE, stream.message()) => match message {
+                message = tokio::time::timeout(patience, stream.message()) => match message {
                     Ok(Ok(Some(report))) => {
                         self.store(Some(Arc::new(report)));
+                        patience = SILENCE;
                     }
                     Ok(Ok(None)) => return "the agent closed it".to_owned(),
                     Ok(Err(status)) => return status.to_string(),
-                    Err(_) => return format!("nothing was heard for {} s", SILENCE.as_secs()),
+                    Err(_) => return format!("nothing was heard for {} s", patience.as_secs()),
                 },
                 changed = self.files.changed() => if changed.is_err() {
                     return "the cluster is gone".to_owned();
@@ -118,7 +125,7 @@ impl Task {
     /// Pushes the settings if the agent has others.
     async fn push(&mut self, client: &mut AgentClient<Channel>) {
         let files = self.files.borrow_and_update().clone();
-        let current = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let current = self.report.lock().unwrap_or_else(PoisonError::into_inner).last.clone();
         if current.is_none_or(|report| report.config_hash == files.hash) {
             return;
         }
@@ -143,11 +150,11 @@ impl Task {
 
     /// Keeps a report and wakes the cluster if it says something new. Whether there was one before.
     fn store(&self, new: Option<Arc<InstanceStatus>>) -> bool {
-        let old = {
+        let (asked, old) = {
             let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *report, new.clone())
+            (std::mem::replace(&mut report.asked, true), std::mem::replace(&mut report.last, new.clone()))
         };
-        if interest::news(old.as_deref(), new.as_deref()) {
+        if !asked || interest::news(old.as_deref(), new.as_deref()) {
             // The receiver lives as long as the process.
             let _ = self.wake.unbounded_send(self.cluster.clone());
         }

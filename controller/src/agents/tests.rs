@@ -172,8 +172,12 @@ async fn reports_are_followed_and_settings_pushed() {
     let (wake, mut woken) = mpsc::unbounded();
     let agents = Agents::new(wake, metrics.clone());
 
-    // Nobody listens yet: it is asked again.
+    // Nobody listens yet: that is told, and it is asked again.
+    assert!(!agents.undecided("shop", "orders"), "there is nobody to ask");
     agents.ensure("shop", "orders", target(address), reach(&certificates, files("one")));
+    assert!(agents.undecided("shop", "orders"));
+    tokio::time::timeout(PATIENCE, woken.next()).await.unwrap();
+    assert!(!agents.undecided("shop", "orders"));
     assert!(agents.reports("shop", "orders").is_empty());
 
     let fake =
@@ -219,6 +223,7 @@ async fn an_agent_of_another_cluster_is_not_believed_until_the_certificates_fit(
         Fake { status: watch::Sender::new(InstanceStatus { ready: true, ..InstanceStatus::default() }) };
     let _server = serve(address, &ours, fake).await;
     agents.ensure("shop", "orders", target(address), reach(&theirs, files("one")));
+    tokio::time::timeout(PATIENCE, woken.next()).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_secs(1), woken.next()).await.is_err());
     assert!(agents.reports("shop", "orders").is_empty());
     assert!(agents.needs_tls("shop", "orders", &ours.hash(CertRole::Controller).unwrap()));

@@ -160,6 +160,10 @@ async fn run(cluster: &PostgreSQL, ctx: &Context, steps: &Steps) -> Result<Actio
     match carry_out(ctx, &valid, &observed, &plan, steps).await {
         Ok(done) => {
             steps.enter("status");
+            if ctx.agents.undecided(&valid.namespace, valid.names.cluster()) {
+                // After a start of the controller no agent has spoken yet: that must not look like a loss.
+                return Ok(Action::requeue(LOOK_AGAIN));
+            }
             let told = Told {
                 app_secret: done.app_secret_problem.as_deref(),
                 resize: done.resize_problem.as_deref(),

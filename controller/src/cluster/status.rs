@@ -80,8 +80,10 @@ fn member(pod: &Pod, report: Option<&InstanceStatus>, record: Option<&PostgreSQL
     let Some(report) = report else {
         let message = if pod.metadata.deletion_timestamp.is_some() {
             Some("the pod is being deleted".to_owned())
-        } else {
+        } else if status.and_then(|s| s.phase.as_deref()) == Some("Running") {
             problem.or_else(|| Some("its agent does not answer".to_owned()))
+        } else {
+            problem.or_else(|| Some("the pod is starting".to_owned()))
         };
         return Member {
             name,

@@ -127,6 +127,7 @@ pub(crate) fn pod(ordinal: u32, node: &str, ready: bool) -> Arc<Pod> {
         },
         "spec": {"nodeName": node, "containers": []},
         "status": {
+            "phase": "Running",
             "podIP": format!("10.9.0.{ordinal}"),
             "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
         },
