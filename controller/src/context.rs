@@ -13,6 +13,7 @@ use crate::{
     agents::Agents,
     args::{PullPolicy, RunArgs},
     cache::{Caches, ClusterRef, Gate},
+    leader::Tenure,
     metrics::Metrics,
 };
 
@@ -80,6 +81,8 @@ pub struct Context {
     pub caches: Caches,
     /// Opens when the caches are filled.
     pub gate: Gate,
+    /// Whether this process leads for sure.
+    pub tenure: Tenure,
     /// The agents of all clusters.
     pub agents: Agents,
     /// Flags.

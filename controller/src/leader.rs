@@ -1,6 +1,9 @@
 //! Leader election over a Lease: the shell around [`crate::lease`].
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -42,8 +45,35 @@ pub enum Lost {
     NotRenewed(String),
 }
 
+/// How long leadership lasts for sure. A process that stood still finds its timers due before it finds that another leads: what it
+/// would do then rests on an old picture.
+#[derive(Clone, Debug)]
+pub struct Tenure(Option<Arc<Mutex<Option<Instant>>>>);
+
+impl Tenure {
+    /// There is no election.
+    #[must_use]
+    pub const fn unlimited() -> Self {
+        Self(None)
+    }
+
+    /// Whether nobody else can lead yet.
+    #[must_use]
+    pub fn lasts(&self) -> bool {
+        let Some(renewed) = &self.0 else { return true };
+        renewed.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < GIVE_UP)
+    }
+
+    fn renew(&self, at: Instant) {
+        if let Some(renewed) = &self.0 {
+            *renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+        }
+    }
+}
+
 /// One candidate.
 pub struct Elector {
+    tenure: Tenure,
     api: Api<Lease>,
     me: String,
     start: Instant,
@@ -55,15 +85,30 @@ impl Elector {
     /// A candidate called `me` in the operator's namespace.
     #[must_use]
     pub fn new(client: Client, namespace: &str, me: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), me, start: Instant::now(), lease: None, seen: None }
+        let tenure = Tenure(Some(Arc::default()));
+        Self {
+            tenure,
+            api: Api::namespaced(client, namespace),
+            me,
+            start: Instant::now(),
+            lease: None,
+            seen: None,
+        }
+    }
+
+    /// How long leadership lasts.
+    #[must_use]
+    pub fn tenure(&self) -> Tenure {
+        self.tenure.clone()
     }
 
     /// Waits until this process leads.
     pub async fn acquire(&mut self) {
         let mut told = String::new();
         loop {
+            let sent = Instant::now();
             match self.attempt().await {
-                Ok(None) => return,
+                Ok(None) => return self.tenure.renew(sent),
                 Ok(Some(holder)) => {
                     if holder != told {
                         info!(leader = %holder, "another controller leads; waiting");
@@ -84,7 +129,10 @@ impl Elector {
             tokio::time::sleep(pause).await;
             let sent = Instant::now();
             match self.attempt().await {
-                Ok(None) => renewed = sent,
+                Ok(None) => {
+                    renewed = sent;
+                    self.tenure.renew(sent);
+                }
                 Ok(Some(holder)) => return Lost::Taken(holder),
                 Err(error) if renewed.elapsed() >= GIVE_UP => return Lost::NotRenewed(error),
                 Err(error) => warn!(%error, lease = LEASE, "could not renew the Lease; trying again"),
@@ -197,5 +245,21 @@ impl Elector {
             }
         }
         self.lease = lease;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenure_ends_when_it_is_not_renewed() {
+        assert!(Tenure::unlimited().lasts());
+        let tenure = Tenure(Some(Arc::default()));
+        assert!(!tenure.lasts(), "before the election");
+        tenure.renew(Instant::now());
+        assert!(tenure.lasts());
+        tenure.renew(Instant::now().checked_sub(GIVE_UP).unwrap());
+        assert!(!tenure.lasts(), "the process stood still");
     }
 }

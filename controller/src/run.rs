@@ -28,7 +28,7 @@ use crate::{
     cluster::reconcile,
     context::{Context, Settings},
     http,
-    leader::Elector,
+    leader::{Elector, Tenure},
     metrics::Metrics,
     report,
 };
@@ -85,7 +85,8 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     metrics.leader.set(1);
 
-    let controller = control(client, &args, metrics);
+    let tenure = elector.as_ref().map_or_else(Tenure::unlimited, Elector::tenure);
+    let controller = control(client, &args, metrics, tenure);
     tokio::pin!(controller);
     let lost = async {
         match &mut elector {
@@ -115,7 +116,7 @@ fn identity(args: &RunArgs) -> String {
     }
 }
 
-async fn control(client: Client, args: &RunArgs, metrics: Metrics) {
+async fn control(client: Client, args: &RunArgs, metrics: Metrics, tenure: Tenure) {
     let scope = Scope { client: client.clone(), namespace: args.namespace.clone() };
     let (wake, woken) = mpsc::unbounded();
     let agents = Agents::new(wake, metrics.clone());
@@ -129,6 +130,7 @@ async fn control(client: Client, args: &RunArgs, metrics: Metrics) {
         client,
         gate: Gate::of(caches.clone()),
         caches,
+        tenure,
         agents,
         settings: Settings::new(args),
         metrics,

@@ -112,6 +112,10 @@ impl Error {
 /// See [`Error`].
 pub async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
     ctx.gate.pass().await;
+    if !ctx.tenure.lasts() {
+        // Another may lead: the process ends as soon as it knows.
+        return Ok(Action::requeue(LOOK_AGAIN));
+    }
     if let Some(rest) = report::waits(&guarded, &ctx) {
         return Ok(Action::requeue(rest));
     }

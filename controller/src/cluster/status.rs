@@ -210,7 +210,7 @@ pub async fn write(
     cluster: &PostgreSQL,
     status: &PostgreSQLStatus,
 ) -> Result<bool, StatusError> {
-    if !changed(cluster.status.as_ref(), status) {
+    if !changed(cluster.status.as_ref(), status) || !ctx.tenure.lasts() {
         return Ok(false);
     }
     let api: Api<PostgreSQL> = Api::namespaced(ctx.client.clone(), &cluster.namespace().unwrap_or_default());
