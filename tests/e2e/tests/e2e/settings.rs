@@ -53,8 +53,9 @@ async fn parameters_are_reloaded_and_those_that_need_a_restart_or_are_wrong_are_
             show(&ctx, pod, "log_min_duration_statement", "-1").await?;
         }
 
-        // Needs a restart: said so, by name, and not done behind the user's back.
-        ctx.apply(&m().spec("parameters", json!({"work_mem": "6MB", "max_connections": "57"})).to_string())
+        // Needs a restart: said so, by name, and not done behind the user's back. A larger value: a smaller one waits on replicas for the
+        // primary.
+        ctx.apply(&m().spec("parameters", json!({"work_mem": "6MB", "max_connections": "157"})).to_string())
             .await?;
         eventually("max_connections is reported as pending", MOMENT, || async {
             let status = ctx.cluster("p").await?.status.context("status")?;
