@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use pgwarden_e2e::{Ctx, Manifest, Result, alone, ctl, until};
+use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::{controller_process, leader, operator_replicas, operators, scale_operator, system};
@@ -130,6 +131,8 @@ async fn a_controller_killed_a_hundred_times_over_ten_creations_always_converges
 
 async fn two_operators(ctx: &Ctx) -> Result {
     scale_operator(2).await?;
+    ctx.apply(&Manifest::new("one").to_string()).await?;
+    ctx.ready("one", SOON).await?;
     let first = leader().await?;
     let all = operators().await?;
     let (pod, node) = all
@@ -153,6 +156,9 @@ async fn two_operators(ctx: &Ctx) -> Result {
     made?;
     until("the old leader's process ends", SOON, || async { Ok((!process.runs()).then_some(())) }).await?;
     ensure!(leader().await? == second, "the old leader took its place back");
+    let told = |e: &Value| e["involvedObject"]["kind"] == "PostgreSQL" && e["reason"] == "Degraded";
+    let events = ctx.list("events", "").await?;
+    ensure!(!events.iter().any(told), "a controller has seen a loss where there was none: {events:#?}");
 
     // A leader that is deleted gives its place away.
     let (pod, _) =
