@@ -92,7 +92,8 @@ async fn check(client: Client, plugin: Plugin, dir: PathBuf) {
             "metadata": {"name": format!("shop-17-0.{i}")},
             "involvedObject": {"kind": "Pod", "name": "shop-17-0", "namespace": namespace},
             "type": "Normal", "reason": format!("Reason{i}"), "message": "something happened",
-            "lastTimestamp": format!("2026-11-22T10:00:{i:02}Z")
+            // After anything that the operator may tell.
+            "lastTimestamp": format!("2126-11-22T10:00:{i:02}Z")
         }));
         Api::<Event>::namespaced(client.clone(), &namespace)
             .create(&PostParams::default(), &event)
