@@ -307,7 +307,18 @@ impl Ctx {
     /// What an application reads from the Secret `NAME-app`.
     pub async fn login(&self, cluster: &str) -> Result<Login> {
         let secret = self.api::<Secret>().get(&format!("{cluster}-app")).await?;
-        Login::from_secret(&secret)
+        let login = Login::from_secret(&secret)?;
+        // Ready is the primary's word; the nodes learn of the Service's endpoint within a second of it. What the server answers is the
+        // test's business.
+        let refused = || async {
+            let answer = login.sql(None, "SELECT 1").await;
+            match answer {
+                Err(e) if e.to_string().contains("Connection refused") => bail!("{e}"),
+                _ => Ok(Some(())),
+            }
+        };
+        until(&format!("the Service of {cluster} leads somewhere"), Duration::from_secs(5), refused).await.ok();
+        Ok(login)
     }
 
     /// Server-side applies an object as some other person's tool would.

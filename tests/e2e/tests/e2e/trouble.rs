@@ -296,10 +296,13 @@ async fn more_instances_than_nodes_run_and_say_that_they_are_not_spread() -> Res
             serde_json::from_str(&ctl::kubectl(&["get", "nodes", "-o", "json"]).await?)?;
         let nodes = nodes["items"].as_array().context("nodes")?.len();
         let replicas = i32::try_from(nodes)? + 1;
-        ctx.apply(&Manifest::new("n").replicas(replicas).to_string()).await?;
+        // Born alone, so that the first instance is the primary and the others can go again.
+        ctx.apply(&Manifest::new("n").replicas(1).to_string()).await?;
         ctx.ready("n", SOON).await?;
-        let message = ctx.reported("n", "NodesTooFew", MOMENT).await?;
+        ctx.kubectl(&["scale", "pg", "n", &format!("--replicas={replicas}")]).await?;
+        let message = ctx.reported("n", "NodesTooFew", SOON).await?;
         ensure!(message.contains("node"), "{message}");
+        ctx.ready("n", SOON).await?;
         let used: std::collections::BTreeSet<_> =
             ctx.pods("n").await?.iter().filter_map(|p: &Pod| p.spec.as_ref()?.node_name.clone()).collect();
         ensure!(used.len() == nodes, "every node is used: {used:?}");
