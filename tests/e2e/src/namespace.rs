@@ -317,7 +317,9 @@ impl Ctx {
                 _ => Ok(Some(())),
             }
         };
-        until(&format!("the Service of {cluster} leads somewhere"), Duration::from_secs(5), refused).await.ok();
+        until(&format!("the Service of {cluster} leads somewhere"), Duration::from_secs(5), refused)
+            .await
+            .ok();
         Ok(login)
     }
 
