@@ -65,6 +65,8 @@ pub fn certificates(
             facts(&leaf.certificate).is_some_and(|f| {
                 f.authority_key == signing.subject_key
                     && now < renewal(&f, lifetimes.renew_percent)
+                    // A shorter life holds for what was issued before it was asked for.
+                    && f.not_after <= later(f.not_before, lifetimes.leaf + back(lifetimes.leaf))
                     && f.names == names(subject, role)
                     && KeyPair::from_pem(&leaf.key).is_ok()
             })
@@ -150,11 +152,14 @@ fn name(common: &str) -> DistinguishedName {
     name
 }
 
+/// How long before it is made a certificate is valid from: clocks of nodes differ a little.
+fn back(validity: Duration) -> Duration {
+    Duration::from_secs(300).min(validity / 10)
+}
+
 fn params(now: Timestamp, validity: Duration, end: Timestamp) -> CertificateParams {
     let mut params = CertificateParams::default();
-    // Clocks of nodes differ a little.
-    let back = Duration::from_secs(300).min(validity / 10);
-    let from = now.as_second().saturating_sub(i64::try_from(back.as_secs()).unwrap_or(0));
+    let from = now.as_second().saturating_sub(i64::try_from(back(validity).as_secs()).unwrap_or(0));
     let to = later(now, validity).min(end).as_second();
     let date = |second: i64| {
         let base = date_time_ymd(1970, 1, 1);

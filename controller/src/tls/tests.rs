@@ -257,6 +257,24 @@ fn short_lives_for_tests_work() {
 }
 
 #[test]
+fn a_shorter_life_holds_for_certificates_that_are_there() {
+    let (now, long) = (days(0), lifetimes());
+    let a = authority(now);
+    let first = issue(&a, &BTreeMap::new(), now);
+    let names = Names::new("orders");
+    let with = |l: &Lifetimes, live| {
+        certificates(Subject { namespace: "shop", names: &names }, &a, live, now, l).unwrap()
+    };
+    assert_eq!(with(&long, &first.leafs).leafs, first.leafs);
+    let short = Lifetimes { leaf: Duration::from_secs(180), ..long };
+    let second = with(&short, &first.leafs);
+    for role in CertRole::ALL {
+        assert_ne!(second.leafs[&role], first.leafs[&role], "{role}");
+    }
+    assert_eq!(with(&short, &second.leafs).leafs, second.leafs);
+}
+
+#[test]
 fn keys_are_not_in_what_is_logged() {
     let pair = Pair { certificate: "c".into(), key: "secret".into() };
     assert!(!format!("{pair:?}").contains("secret"));

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use pgwarden_api::pod::{PORT_AGENT, PORT_POSTGRES};
-use pgwarden_e2e::{Ctx, Manifest, Result, alone, ctl, pods::address};
+use pgwarden_e2e::{Ctx, Manifest, Result, alone, ctl, pods::address, until};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::{DEPLOYMENT, system, system_json};
+use super::{DEPLOYMENT, leader, operator_replicas, operators, system, system_json};
 use crate::{SOON, create::row_reaches_a_replica};
 
 const STARTED: &str = "SELECT pg_postmaster_start_time()";
@@ -39,11 +39,26 @@ async fn expired(ctx: &Ctx, pem: &str) -> Result<bool> {
     Ok(!check.status.success())
 }
 
+/// From when until when the certificate of [`expired`] is valid.
+async fn dates(ctx: &Ctx) -> Result<String> {
+    let file = ctx.dir.join("first.crt");
+    let out =
+        Command::new("openssl").args(["x509", "-noout", "-startdate", "-enddate", "-in"]).arg(&file).output();
+    Ok(String::from_utf8_lossy(&out.await?.stdout).trim().replace('\n', ", "))
+}
+
 async fn set_args(args: &Value) -> Result {
     let patch = json!([{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": args}]);
     system(&["patch", DEPLOYMENT, "--type=json", "-p", &patch.to_string()]).await?;
     system(&["rollout", "status", DEPLOYMENT, "--timeout=120s"]).await?;
-    Ok(())
+    // A leader that is being ended still works, with the arguments that it was started with.
+    let replicas = operator_replicas().await?;
+    until("only operators with the new arguments are there, and one of them leads", SOON, || async {
+        let (pods, leader) = (operators().await?, leader().await.unwrap_or_default());
+        let led = pods.iter().any(|(pod, _)| leader.starts_with(&format!("{pod}_")));
+        Ok((pods.len() == replicas && led).then_some(()))
+    })
+    .await
 }
 
 async fn rotated(ctx: &Ctx) -> Result {
@@ -61,7 +76,7 @@ async fn rotated(ctx: &Ctx) -> Result {
     let renewed = async {
         let end = Instant::now() + SOON * 2;
         while !expired(ctx, &first[0].2.0).await? {
-            ensure!(Instant::now() < end, "the first certificates do not run out");
+            ensure!(Instant::now() < end, "the first certificates do not run out: {}", dates(ctx).await?);
             login.sql(None, "SELECT 1").await.context("a new connection failed")?;
             for pod in pods {
                 ctx.call("c", "viewer", pod, "pgwarden.v1.Agent/Status")
